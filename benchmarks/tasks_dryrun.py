@@ -334,13 +334,14 @@ With `--set vllm_share=0.3` a vLLM in the trainer's process samples: it counts a
 `embed` is sentence-transformers' MultipleNegativesRankingLoss on a model without a head: `--batch` counts
 examples, `--set texts=3` the texts of one (anchor, positive, negative; 2 by default), `--seq` the tokens of a
 text, which a script's `model.max_seq_length = N` says too. `--set mini_batch=N` is the cached loss. A decoder
-is pooled by its last token, an encoder by the mean. The formula has a decoder's plain loss
-(planner/formula/forward/embeddings.py): the first text of every example, then all others in one forward; the
-trace answers for encoders and the cached loss. SentenceTransformer loads on the host and then moves the model
-to the GPU module by module, each weight in a block of its own: `load` is `random` here (54 MiB of qwen3-4b
-below). The trace keeps the graph of BERT's pooler, whose output nobody uses, and the dry run does not: of
-bge-large 8.6 MiB. `prm` has a head for every token; PEFT 0.21 adapts and copies that head under `all-linear`,
-and transformers 5.24 quantizes it: both are refused, as the libraries do.
+is pooled by its last token, an encoder by the mean. The formula has a decoder's losses
+(planner/formula/forward/embeddings.py): the first text of every example, then all others in one forward; or
+cached, a mini-batch without a graph and again with one. The trace answers for encoders. SentenceTransformer
+loads on the host and then moves the model to the GPU module by module, each weight in a block of its own:
+`load` is `random` here (54 MiB of qwen3-4b below). The trace keeps the graph of BERT's pooler, whose output
+nobody uses, and the dry run does not: of bge-large 8.6 MiB. `prm` has a head for every token; PEFT 0.21
+adapts and copies that head under `all-linear`, and transformers 5.24 quantizes it: both are refused, as the
+libraries do.
 
 ## Merging
 
@@ -431,14 +432,14 @@ Reserved bytes differ by whole segments. The two largest differences of full fin
 trace and +254 MiB of the formula, are about one segment of qwen2.5-0.5b's embedding gradient (260 MiB),
 served from what is cached or asked for anew; this was not followed event by event.
 
-BERT, XLM-R, T5, Whisper, pictures, the cached loss, reward models and `top_p` have no formula: that column is
-the trace, which plan answers with. The workspaces of cuDNN's convolutions (a tower's patches, Whisper's first
-two layers) neither counts. GRPO's dry runs are torch 2.14's, with `beta` 0.04; completions are short, since a
-dry run calls every kernel of every token; the scripts keep them at their length by `min_new_tokens`, whose
-processor copies the logits twice (transformers 5.24 generation/logits_process.py): of 32 rows of 16 tokens,
-nearly all of which are logits, a dry run that is not in the table had 52.9 MB (4.3 %) more than either
-engine, 38.9 MB of it such copies, the rest not followed. Where eight or more micro-batches are sampled at
-once, that is the peak.
+BERT, XLM-R, T5, Whisper, pictures, reward models and `top_p` have no formula: that column is the trace, which
+plan answers with. The workspaces of cuDNN's convolutions (a tower's patches, Whisper's first two layers)
+neither counts. GRPO's dry runs are torch 2.14's, with `beta` 0.04; completions are short, since a dry run
+calls every kernel of every token; the scripts keep them at their length by `min_new_tokens`, whose processor
+copies the logits twice (transformers 5.24 generation/logits_process.py): of 32 rows of 16 tokens, nearly all
+of which are logits, a dry run that is not in the table had 52.9 MB (4.3 %) more than either engine, 38.9 MB
+of it such copies, the rest not followed. Where eight or more micro-batches are sampled at once, that is the
+peak.
 
 A reward model reads completions as text. The dry run's sampled tokens have no values, so its scripts make
 token 0 a word there: as padding, which is left out of a text, completions were not read (91 MiB less).

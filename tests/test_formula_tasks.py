@@ -51,6 +51,14 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         QWEN,
         {**TEXTS, "method": "lora", "texts": 3, "checkpointing": "non_reentrant", "weight_dtype": "bfloat16"},
     ),
+    "embed, full, a mini-batch at a time": (
+        SHORT,
+        {**TEXTS, "method": "full", "texts": 2, "micro_batch": 8, "mini_batch": 2},
+    ),
+    "embed, lora, a mini-batch at a time, one larger than the batch": (
+        QWEN,
+        {**TEXTS, "method": "lora", "texts": 3, "mini_batch": 8, "gradient_accumulation": 2},
+    ),
     "embed, full, one example of four texts": (
         QWEN,
         {**TEXTS, "method": "full", "texts": 4, "micro_batch": 1, "gradient_accumulation": 2},
@@ -106,8 +114,8 @@ def test_one_structure_is_of_every_size() -> None:
 
 
 def test_what_the_formula_leaves_to_the_trace_is_named() -> None:
-    """A mini-batch of texts, an unknown family's teacher."""
-    s = setup_of(**{**TEXTS, "method": "lora", "texts": 2, "mini_batch": 2})
-    assert "mini-batch" in lacking(read_config(SHORT), s)
+    """One text at a time, an unknown family's teacher."""
+    s = setup_of(**{**TEXTS, "method": "lora", "texts": 2, "mini_batch": 1})
+    assert "one text" in lacking(read_config(SHORT), s)
     s = setup_of(**{**SAMPLED, "task": "distill", "method": "lora", "teacher": "qwen3.5-4b"})
     assert "teacher" in lacking(read_config(SHORT), s)

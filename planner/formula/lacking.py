@@ -19,7 +19,7 @@ def lacking(spec: ModelSpec, setup: Setup) -> str:
         "a PEFT adapter_config.json, which can be of any type": setup.adapter is not None,
         f"task '{setup.task}'": not TASKS[setup.task].formula,
         "a reward model beside the trained one": setup.reward_model is not None,
-        "the cached loss, a mini-batch of texts at a time": setup.mini_batch is not None,
+        "the cached loss of one text at a time": setup.mini_batch == 1,
         "top_p and top_k": setup.top_p is not None or setup.top_k is not None,
         f"method '{setup.method}'": METHODS[setup.method].traced,
         "adapters on some layers alone (layers_to_transform)": bool(setup.layers_to_transform),

@@ -18,7 +18,7 @@ from memplan.planner.formula.optimizer_step import in_backward, optimizer_step
 from memplan.planner.formula.parameters import B, ParameterTable, S
 from memplan.planner.formula.resident.loading import batch_shapes, sampled_shapes
 from memplan.planner.formula.sharding.plan import ShardingPlan
-from memplan.planner.formula.symbolic.expr import Expr, const
+from memplan.planner.formula.symbolic.expr import Expr, const, minimum
 from memplan.planner.formula.tape.ops import add, cast, unary
 from memplan.planner.formula.tape.tape import Tape, Tensor
 from memplan.planner.inputs.tasks import read_at_once
@@ -51,6 +51,9 @@ class Step:
         self.tape.fused_dropout = device.kind == "cuda"
         self.tape.training = METHODS[self.setup.method].trains != "nothing"
         batch: Expr = const(1) if guard.single else read_at_once(self.setup) * B
+        self.batch = batch
+        if self.setup.mini_batch is not None:
+            batch = minimum(batch, self.setup.mini_batch)
         longer = (self.setup.virtual_tokens or 0) if self.setup.method == "prompt-tuning" else 0
         self.w = Context(self.tape, self.setup, parameter_table, device, batch, S + longer, guard.single, {})
         self.w.past = (self.setup.virtual_tokens or 0) if "prefix" in parameter_table.adapters else 0
@@ -96,7 +99,12 @@ class Step:
         t.mark("backward")
         t.casts = None
         self.hooks.begin_backward()
-        t.backward(loss, t.alloc("gradient of the loss", (), "float32", "the one that backward starts from"))
+        if self.w.again is None:
+            t.backward(
+                loss, t.alloc("gradient of the loss", (), "float32", "the one that backward starts from")
+            )
+        else:
+            self.w.again()
         self.hooks.end_backward()
         with t.dropping():
             del loss  # and with it the graph, whose contexts hold what no hook can see
@@ -112,7 +120,7 @@ class Step:
     def _residents(self) -> None:
         """What is there all along: the batch and the cuBLAS workspaces."""
         t = self.tape
-        batch = batch_shapes(self.setup, self.w.batch)
+        batch = batch_shapes(self.setup, self.batch)
         self.resident = [t.alloc(name, shape, "int64", "the batch", "activations") for name, shape in batch]
         self.resident += [
             t.alloc(*each, "the rows that were sampled last", "activations")
@@ -279,7 +287,8 @@ class Step:
         """The contrastive loss of every text's embedding."""
         from memplan.planner.formula.forward import embeddings
 
-        loss = embeddings.contrastive_loss(self.w, self.guard, self.resident, self.setup.texts or 0)
+        texts = self.resident[: 2 * (self.setup.texts or 0)]
+        loss = embeddings.contrastive_loss(self.w, self.guard, texts, self.batch)
         if self.setup.gradient_accumulation > 1:
             loss = unary(self.tape, "scale", loss, "loss")
         return loss, loss

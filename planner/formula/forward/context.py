@@ -92,6 +92,7 @@ class Context:
         self.join: Callable[[int, list[Tensor]], list[Tensor]] | None = (
             None  # a layer's keys and values behind those
         )
+        self.again: Callable[[], None] | None = None  # a loss's own backward, where it is not of one graph
         self.params: dict[tuple[int | None, str], Tensor] = {}
 
     def weight(self, name: str) -> Tensor:

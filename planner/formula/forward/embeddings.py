@@ -7,6 +7,8 @@ the first text of every example, then all others at once.
 
 from __future__ import annotations
 
+from functools import partial
+
 from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.forward.decoder import Decoder, Guard
 from memplan.planner.formula.sharding.plan import StrategyHooks
@@ -18,20 +20,86 @@ Kept = list[Tensor]
 """What a dictionary of features, or a name, holds until the loss is there."""
 
 
-def contrastive_loss(w: Context, guard: Guard, batch: list[Tensor], texts: int) -> Tensor:
-    """The loss of a batch: `batch` has ids and mask of each text in turn."""
-    t = w.t
+def contrastive_loss(w: Context, guard: Guard, batch: list[Tensor], count: Sized) -> Tensor:
+    """The loss of `count` examples: `batch` has ids and mask of each text in turn."""
+    if w.setup.mini_batch is not None:
+        return _cached_loss(w, guard, batch, count)
+    t, texts = w.t, len(batch) // 2
     kept: Kept = []
     queries = embedded(w, guard, batch[0], kept)
     if texts == 2:
         found = embedded(w, guard, batch[2], kept)
     else:
         found = _together(w, guard, texts - 1)
-    loss = ranked(w, queries, found, texts - 1, w.batch)
+    loss = ranked(w, queries, _copied(t, found, "candidates"), w.batch)
     del kept
     return t.op(
         "mean", (loss,), (), loss.dtype, name="loss", backward=lambda t, n, g: [Tensor(g.buffer, (), g.dtype)]
     )
+
+
+def _cached_loss(w: Context, guard: Guard, batch: list[Tensor], count: Sized) -> Tensor:
+    """The loss of `count` examples whose texts are embedded a mini-batch at a time, without a graph; of each
+    mini-batch's queries the loss goes back to the embeddings alone (cached_multiple_negatives_ranking.py
+    calculate_loss). `w` has the rows of a mini-batch.
+    """
+    t = w.t
+    with t.no_grad():
+        found = embedded(w, guard, _rows(w, batch[0]), [])
+    width, dtype = found.shape[-1], found.dtype
+    del found
+    texts = [
+        t.alloc("embeddings without a graph", (count, width), dtype, "of every example") for _ in batch[::2]
+    ]
+    for each in texts:
+        each.requires_grad, each.name = True, "embeddings without a graph"
+    joined = [_copied(t, each, "embeddings, joined") for each in texts]
+    every = t.op(
+        "cat",
+        tuple(joined[1:]),
+        (count * (len(texts) - 1), width),
+        dtype,
+        name="candidates",
+        backward=lambda t, n, g: [Tensor(g.buffer, (count, width), g.dtype) for _ in texts[1:]],
+    )
+    loss = ranked(w, joined[0], every, w.batch)
+    begun = t.alloc("gradient of the loss", (), "float32", "the one that a mini-batch starts from")
+    t.backward(loss, begun)
+    del loss, joined, every
+    w.again = partial(_again, w, guard, batch[0], [each.grad for each in texts])
+    return t.alloc("loss", (), "float32", "of all mini-batches")
+
+
+def _again(w: Context, guard: Guard, ids: Tensor, gradients: list[Tensor | None]) -> None:
+    """The backward of that loss: a mini-batch is embedded once more, with a graph, and given the gradient of
+    its embeddings; then another, which finds gradients of the weights (base/losses/gradcache.py).
+    """
+    t = w.t
+
+    def cached(t: Tape, node: Node, grad: Tensor) -> Grads:
+        return [t.alloc("gradient of the embeddings", shape, "float32", "as was cached")]
+
+    for _ in range(2):  # whatever follows is as the second
+        pooled = embedded(w, guard, _rows(w, ids), [])
+        flat = cast(t, pooled, "float32", "embeddings in fp32")
+        shape = flat.shape
+        surrogate = t.op(
+            "dot",
+            (flat,),
+            (),
+            "float32",
+            name="surrogate loss",
+            backward=cached,
+        )
+        del pooled, flat
+        t.backward(surrogate, t.alloc("gradient of the loss", (), "float32", "that of the whole"))
+        del surrogate
+    gradients.clear()
+
+
+def _rows(w: Context, ids: Tensor) -> Tensor:
+    """The first rows of a text's ids: a view."""
+    return Tensor(ids.buffer, (w.batch, w.sequence), ids.dtype)
 
 
 def _together(w: Context, guard: Guard, texts: int) -> Tensor:
@@ -100,15 +168,14 @@ def _last_token(w: Context, hidden: Tensor) -> Tensor:
         )
 
 
-def ranked(w: Context, queries: Tensor, found: Tensor, texts: int, count: Sized) -> Tensor:
-    """(count,): a loss for each query, whose own text is one of all that are candidates."""
+def ranked(w: Context, queries: Tensor, every: Tensor, count: Sized) -> Tensor:
+    """(count,): a loss for each query, whose own text is one of all candidates."""
     t, width = w.t, queries.shape[-1]
     with t.inside("loss: "):
-        every = _copied(t, found, "candidates")
         places = t.alloc("places", (count,), "int64", "of the queries")
         chosen = _indexed(t, queries, (count, width), places, "queries")
         own = t.alloc("their own texts", (count, width), queries.dtype, "a name that nothing reads")
-        scores = _cosine(t, chosen, every, (count, w.batch * texts))
+        scores = _cosine(t, chosen, every, (count, every.shape[0]))
         scores = unary(t, "scale", scores, "scores")
         right = _indexed(t, scores, (count,), places, "scores of the own texts")
         whole = _copied(t, scores, "scores, joined")
