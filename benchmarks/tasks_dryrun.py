@@ -176,6 +176,7 @@ SAMPLED = (
     ("ppo", "llama-3.2-1b", "full", 2, 192, False, (16, 1), {"reward_model": "llama-3.2-3b"}),
     ("ppo", "qwen2.5-0.5b", "lora", 2, 192, False, (16, 1), {"autocast": "bfloat16", "eval_batch": 24}),
 )
+"""Completions are short: a dry run calls every kernel of every token."""
 EMBEDDED = (
     ("llama-3.2-1b", "full", 16, 256, True, {"texts": 2}),
     ("llama-3.2-1b", "lora", 8, 256, False, {"texts": 3}),
@@ -183,8 +184,27 @@ EMBEDDED = (
     ("llama-3.1-8b", "lora", 8, 512, True, {"texts": 2}),
 )
 """A cached loss has a mini-batch."""
-
-"""Completions are short: a dry run calls every kernel of every token."""
+NEWER = (
+    ("rloo", "qwen3-0.6b", "full", 8, 256, True, (32, 2), {}),
+    ("rloo", "qwen3-1.7b", "lora", 8, 512, True, (16, 2), {}),
+    ("rloo", "llama-3.2-3b", "qlora", 4, 256, True, (16, 2), {}),
+    ("distill", "qwen3-0.6b", "full", 4, 512, True, (16, 2), {"teacher": "qwen3-4b"}),
+    ("distill", "qwen3-1.7b", "lora", 4, 512, True, (16, 1), {"teacher": "qwen3-8b"}),
+    ("grpo", "qwen3-0.6b", "full", 8, 256, True, (16, 2), {"reward_model": "qwen3-0.6b"}),
+    ("grpo", "qwen3-4b", "lora", 4, 256, True, (16, 1), {"top_p": 0.9, "top_k": 50}),
+    ("embed", "qwen3-0.6b", "full", 32, 128, False, (), {"texts": 2}),
+    ("embed", "qwen3-4b", "lora", 16, 256, True, (), {"texts": 3}),
+    ("embed", "qwen3-0.6b", "full", 64, 256, True, (), {"texts": 2, "mini_batch": 8}),
+    ("embed", "bert-base", "full", 32, 256, False, (), {"texts": 2, "weight_dtype": "float32"}),
+    ("embed", "bge-large", "full", 16, 256, True, (), {"texts": 3, "weight_dtype": "float32"}),
+    (
+        *("embed", "e5-large", "full", 64, 512, False, ()),
+        {"texts": 2, "mini_batch": 8, "weight_dtype": "float32"},
+    ),
+    ("prm", "qwen3-0.6b", "full", 4, 1024, True, (), {}),
+    ("prm", "qwen3-4b", "lora", 4, 1024, True, (), {}),
+)
+"""Newer tasks at sizes that people use, on capabilities 9.0 and 8.9."""
 
 
 def cases() -> Iterator[Case]:
@@ -197,6 +217,8 @@ def cases() -> Iterator[Case]:
         yield from (Case(task, *shape, gpu) for gpu in GPUS)
     for *shape, own, said in SAMPLED:
         yield from (Case(*shape, gpu, own, said=said) for gpu in GPUS)
+    for *shape, own, said in NEWER:
+        yield from (Case(*shape, gpu, own, said=said) for gpu in ("h100-80gb", "rtx-4090"))
     for *shape, said in EMBEDDED:
         yield from (Case("embed", *shape, gpu, said=said) for gpu in GPUS)
     for task, shapes in LLAMAS.items():
@@ -298,14 +320,16 @@ blocks are within {sampled:.2%} of the dry runs below. Several GPUs are refused.
 
 The trace answers what the formula has no rule for. `--set top_p=0.9` and `--set top_k=50` run transformers'
 own code. `--set reward_model=MODEL` is a reward model beside the trained one, which reads all that is sampled
-at once and keeps keys and values while it does; without one, rewards are computed on the host. A script's
-`reward_funcs` that name a model are not read yet: "at least".
+at once and keeps keys and values while it does; without one, rewards are computed on the host. Of a script's
+`reward_funcs` a function is on the host, and a model is read by its name or its `from_pretrained`; what may
+be either is "at least".
 
 `rloo` samples alike, always takes the log-probabilities before training, and has a reference model (its
-`beta`
-is 0.05). `distill` is TRL's DistillationTrainer: `--set teacher=MODEL` is held in the trained weights' dtype;
-the loss needs two tiles of fp32 logits, and runs without autocast, since the trainer calls the backbones
-beside the forward that accelerate wrapped.
+`beta` is 0.05). `distill` is TRL's DistillationTrainer: `--set teacher=MODEL` is held in the trained weights'
+dtype; the loss needs two tiles of fp32 logits, whatever its `beta`, and runs without autocast, since the
+trainer calls the backbones beside the forward that accelerate wrapped. Both have a formula
+(planner/formula/forward/policy.py, distillation.py). Their own trainers, run on meta, allocate what the trace
+does (tests/test_trace_sampled_trainers.py).
 
 `ppo` is the PPOTrainer that TRL had up to 1.12. Four models are on the GPU: the policy and a value model,
 which the optimizer trains whole even where the policy has an adapter, a reference and a reward model.
@@ -335,10 +359,15 @@ With `--set vllm_share=0.3` a vLLM in the trainer's process samples: it counts a
 
 `embed` is sentence-transformers' MultipleNegativesRankingLoss on a model without a head: `--batch` counts
 examples, `--set texts=3` the texts of one (anchor, positive, negative; 2 by default), `--seq` the tokens of a
-text. `--set mini_batch=N` is the cached loss. A decoder is pooled by its last token, an encoder by the
-mean. The
-trace answers. `prm` has a head for every token; PEFT 0.21 adapts and copies that head under `all-linear`, and
-transformers 5.24 quantizes it: both are refused, as the libraries do.
+text, which a script's `model.max_seq_length = N` says too. `--set mini_batch=N` is the cached loss. A decoder
+is pooled by its last token, an encoder by the mean. The formula has a decoder's losses
+(planner/formula/forward/embeddings.py): the first text of every example, then all others in one forward; or
+cached, a mini-batch without a graph and again with one. The trace answers for encoders. SentenceTransformer
+loads on the host and then moves the model to the GPU module by module, each weight in a block of its own:
+`load` is `random` here (54 MiB of qwen3-4b below). The trace keeps the graph of BERT's pooler, whose output
+nobody uses, and the dry run does not: of bge-large 8.6 MiB. `prm` has a head for every token; PEFT 0.21
+adapts and copies that head under `all-linear`, and transformers 5.24 quantizes it: both are refused, as the
+libraries do.
 
 ## Merging
 
@@ -429,14 +458,17 @@ Reserved bytes differ by whole segments. The two largest differences of full fin
 trace and +254 MiB of the formula, are about one segment of qwen2.5-0.5b's embedding gradient (260 MiB),
 served from what is cached or asked for anew; this was not followed event by event.
 
-BERT, T5, Whisper, pictures, embeddings, RLOO, PPO and distillation have no formula: that column is the
-trace, which plan
-answers with. The workspaces of cuDNN's convolutions (a tower's patches, Whisper's first two layers) neither
-counts. GRPO's dry runs are torch 2.14's, with `beta` 0.04; completions are short, since a dry run calls every
-kernel of every token; the scripts keep them at their length by `min_new_tokens`, whose processor copies the
-logits twice (transformers 5.24 generation/logits_process.py): of 32 rows of 16 tokens, nearly all of which
-are logits, a dry run that is not in the table had 52.9 MB (4.3 %) more than either engine, 38.9 MB of it such
-copies, the rest not followed. Where eight or more micro-batches are sampled at once, that is the peak.
+BERT, XLM-R, T5, Whisper, pictures, PPO, reward models and `top_p` have no formula: that column is the
+trace, which plan answers with. The workspaces of cuDNN's convolutions (a tower's patches, Whisper's first
+two layers) neither counts. GRPO's dry runs are torch 2.14's, with `beta` 0.04; completions are short, since
+a dry run calls every kernel of every token; the scripts keep them at their length by `min_new_tokens`,
+whose processor copies the logits twice (transformers 5.24 generation/logits_process.py): of 32 rows of 16
+tokens, nearly all of which are logits, a dry run that is not in the table had 52.9 MB (4.3 %) more than
+either engine, 38.9 MB of it such copies, the rest not followed. Where eight or more micro-batches are
+sampled at once, that is the peak.
+
+A reward model reads completions as text. The dry run's sampled tokens have no values, so its scripts make
+token 0 a word there: as padding, which is left out of a text, completions were not read (91 MiB less).
 
 {header}
 {rows}

@@ -13,7 +13,10 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, Rewa
 folder, method = sys.argv[1:3]
 batch, tokens, checkpoints = map(int, sys.argv[3:6])
 said = dict(word.split("=") for word in sys.argv[6:] if "=" in word)
-words = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2, "a": 3}, unk_token="<unk>"))
+names = ["<pad>", "</s>", "<unk>", "a"]
+if "reward_model" in said:  # which reads completions as text: what is sampled here, 0, is to be a word
+    names = ["a", "</s>", "<unk>", "<pad>"]
+words = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
 words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
 tokenizer = PreTrainedTokenizerFast(
     tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
@@ -160,7 +163,7 @@ from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.losses import CachedMultipleNegativesRankingLoss, MultipleNegativesRankingLoss
 tokenizer.model_max_length = tokens
 tokenizer.save_pretrained(folder)
-model = SentenceTransformer(folder, model_kwargs={"dtype": "bfloat16"})
+model = SentenceTransformer(folder, model_kwargs={"dtype": said.get("weight_dtype", "bfloat16")})
 if method != "full":
     model[0].auto_model = get_peft_model(model[0].auto_model, lora("FEATURE_EXTRACTION"))
 size, names = said.get("mini_batch"), ["anchor", "positive", "negative"][: int(said["texts"])]
@@ -220,5 +223,20 @@ T5 = {
     "pad_token_id": 0,
     "is_encoder_decoder": True,
 }
-CONFIGS = {"bert-base": BERT, "t5-base": T5}
-"""Models that the catalog, of decoders, does not have: google-bert/bert-base-uncased, google-t5/t5-base."""
+LARGE = BERT | {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+}
+E5 = LARGE | {
+    "architectures": ["XLMRobertaModel"],
+    "model_type": "xlm-roberta",
+    "max_position_embeddings": 514,
+    "type_vocab_size": 1,
+    "vocab_size": 250002,
+    "pad_token_id": 1,
+}
+CONFIGS = {"bert-base": BERT, "bge-large": LARGE, "e5-large": E5, "t5-base": T5}
+"""Models that the catalog, of decoders, does not have: google-bert/bert-base-uncased, BAAI/bge-large-en-v1.5,
+intfloat/multilingual-e5-large, google-t5/t5-base."""

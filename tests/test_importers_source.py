@@ -407,6 +407,44 @@ def test_models_beside_the_trained_one_are_read_or_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("given", "model", "counted"),
+    [
+        ("score", None, True),
+        ("[score, lambda completions, **more: [0.0]]", None, True),
+        ("partial(score, weight=2)", None, True),
+        ("judge", "Qwen/Qwen2.5-0.5B", True),
+        ("name", "a/b", True),
+        ("both", "Qwen/Qwen2.5-0.5B", True),
+        ("good", None, True),
+        ("made()", None, False),
+        ("known_to_nobody", None, False),
+        ("[judge, name]", None, False),
+        ("AutoModelForSequenceClassification.from_pretrained('a/b', dtype='float32')", None, False),
+    ],
+)
+@pytest.mark.parametrize("place", ["reward_funcs={}, args=", "{}, "])
+def test_rewards_are_functions_models_or_not_counted(tmp_path, given, model, counted, place):
+    text = (
+        "from mine import good\n"
+        "def score(completions, **more):\n    return [0.0]\n"
+        "judge = AutoModelForSequenceClassification.from_pretrained('Qwen/Qwen2.5-0.5B', num_labels=1)\n"
+        "name = 'a/b'\nboth = [score, judge]\n"
+        f"t = GRPOTrainer('Qwen/Qwen2.5-1.5B', {place.format(given)}GRPOConfig(max_completion_length=256))\n"
+    )
+    imported = read(tmp_path, text)
+    assert imported.fields.get("reward_model") == model and bool(imported.not_modelled()) is not counted
+    assert any("taken to be a function" in warning for warning in imported.warnings) is (given == "good")
+
+
+def test_a_distillations_divergence_moves_no_memory(tmp_path):
+    text = "t = DistillationTrainer('a/b', 'c/d', DistillationConfig(beta=0.5, lmbda={}))\n"
+    half, whole = (read(tmp_path, text.format(share)) for share in (0.5, 1.0))
+    assert "reference" not in half.fields and half.fields["teacher"] == "c/d"
+    assert any("high side" in warning for warning in half.warnings)
+    assert not any("high side" in warning for warning in whole.warnings)
+
+
+@pytest.mark.parametrize(
     ("loss", "mini_batch", "counted"),
     [
         ("MultipleNegativesRankingLoss(model)", None, True),
@@ -426,4 +464,6 @@ def test_a_script_of_sentence_transformers_embeds(tmp_path, loss, mini_batch, co
     s = resolve(imported=imported.fields)
     assert imported.model == "Qwen/Qwen3-0.6B" and imported.fields["recipe"] == "hf"
     assert (s.task, s.micro_batch, s.mini_batch) == ("embed", 64, mini_batch)
+    cut = read(tmp_path, text.replace("loss =", "model.max_seq_length = 384\nloss =", 1))
+    assert cut.fields["sequence_length"] == 384 and "sequence_length" not in imported.fields
     assert bool(imported.not_modelled()) is not counted

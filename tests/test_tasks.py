@@ -15,7 +15,8 @@ from memplan.planner.inputs.families.table import read_config
 from memplan.planner.inputs.setup import Setup, resolve
 from memplan.planner.inputs.tasks import lacks
 from memplan.planner.tables.errors import UsageError
-from memplan.planner.tables.tasks import NEW_HEADS, TASKS
+from memplan.planner.tables.heads import NEW_HEADS
+from memplan.planner.tables.tasks import TASKS
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -216,8 +217,8 @@ def test_embeddings_are_no_supervised_step() -> None:
     assert three.moment("forward").allocated_bytes > embedded.moment("forward").allocated_bytes
     cached = found(task="embed", micro_batch=8, mini_batch=2)
     assert cached.moment("forward").allocated_bytes < embedded.moment("forward").allocated_bytes
-    with pytest.raises(UsageError, match="no rule for task 'embed'"):
-        plan(read_config(LLAMA), setup_of(task="embed", recipe="hf"))
+    planned = plan(read_config(small), setup_of(recipe="hf", method="full", task="embed", micro_batch=8))
+    assert planned.total_parameters == embedded.total_parameters
 
 
 @pytest.mark.trace

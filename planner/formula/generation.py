@@ -21,6 +21,7 @@ from memplan.planner.formula.tape.ops import cast
 from memplan.planner.formula.tape.tape import Tape, Tensor
 from memplan.planner.inputs.tasks import GeneratedRows, generated, growth, server_bytes
 from memplan.planner.tables.components import GENERATION
+from memplan.planner.tables.tasks import TASKS
 
 Blocks = list[tuple[list[StepInterpreter], int]]
 
@@ -159,6 +160,7 @@ class _Generation(Step):
         # a second model is in evaluation mode, and nobody froze its weights: autocast keeps their copies
         asked += [(reference, self.setup.reference == "model")] if reference is not None else []
         whole = [t.alloc(f"whole {name}", (rows, S), "int64") for name in ("input_ids", "attention_mask")]
+        kept: list[Tensor] = []  # whose tokens' scores the batch has not
         training = t.training
         for table, leaves in asked:
             t.training = training and not leaves
@@ -171,4 +173,6 @@ class _Generation(Step):
                 held.append(alone(w, table, self.guard, whole[0].view(w.batch, S), leaves, policy.scored))
             t.forget_casts()
             del held, labels
+            if TASKS[self.setup.task].old_scores == "always":
+                kept.append(t.alloc("scores of all rows", (rows, sizes.completion), "float32"))
         t.training = training

@@ -4,6 +4,7 @@ that then answer with the trace.
 
 from __future__ import annotations
 
+from memplan.planner.inputs.companions import teacher_of
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.tables.errors import UsageError
@@ -14,9 +15,11 @@ from memplan.planner.tables.tasks import TASKS
 def lacking(spec: ModelSpec, setup: Setup) -> str:
     """What of a model's setup has no rule, "" where all has one."""
     reasons = {
+        "the teacher's family": _unknown_teacher(setup),
         "a PEFT adapter_config.json, which can be of any type": setup.adapter is not None,
         f"task '{setup.task}'": not TASKS[setup.task].formula,
         "a reward model beside the trained one": setup.reward_model is not None,
+        "the cached loss of one text at a time": setup.mini_batch == 1,
         "top_p and top_k": setup.top_p is not None or setup.top_k is not None,
         f"method '{setup.method}'": METHODS[setup.method].traced,
         "adapters on parameters (target_parameters)": bool(setup.target_parameters),
@@ -29,6 +32,14 @@ def lacking(spec: ModelSpec, setup: Setup) -> str:
     from memplan.planner.formula.merging import lacking as merging
 
     return merging(spec, setup)
+
+
+def _unknown_teacher(setup: Setup) -> bool:
+    try:
+        teacher_of(setup)
+    except UsageError:
+        return True
+    return False
 
 
 def refuse(spec: ModelSpec, setup: Setup) -> None:

@@ -20,6 +20,7 @@ from memplan.planner.formula.rows import SymbolicRow
 from memplan.planner.formula.symbolic.expr import Expr, Sized, as_expr, ceil_div, product, symbol, total
 from memplan.planner.inputs import quantized
 from memplan.planner.inputs.checkpoint_formats import BITSANDBYTES
+from memplan.planner.inputs.companions import same_vocabulary, teacher_of
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.inputs.tasks import trained_head
@@ -57,6 +58,10 @@ class ParameterTable:
             *self.saved_modules,
         ]
         self.reference = self._second()
+        teacher = teacher_of(setup)
+        self.teacher = None if teacher is None else frozen(teacher, setup.with_(**UNQUANTIZED))
+        if teacher is not None:
+            same_vocabulary("teacher", str(setup.teacher), spec.vocab, teacher.vocab)
         self.by_name = {(t.name, t.trained): t for t in self.all}
 
     # ---- base weights --------------------------------------------------------------------------------------
@@ -182,6 +187,14 @@ class ParameterTable:
         """The second model that a task's loss compares with, as it is resident; None where there is none."""
         return base_only(self) if self.setup.reference == "model" else None
 
+    def seconds(self) -> Iterator[tuple[str, ParameterTable]]:
+        """The models that are there beside the trained one, in the order in which they are loaded, each with
+        what it is called.
+        """
+        for what, table in (("reference model", self.reference), ("teacher", self.teacher)):
+            if table is not None:
+                yield what, table
+
     # ---- counts --------------------------------------------------------------------------------------------
 
     @property
@@ -240,10 +253,13 @@ class ParameterTable:
         """Rows of what stands beside a quantized weight."""
         return constants(stored, self.setup, self.checkpoint)
 
-    def reference_rows(self) -> list[SymbolicRow]:
-        """The weights of a second, frozen model."""
-        rows = [] if self.reference is None else self.reference.weight_rows()
-        return [replace(row, name=f"{REFERENCE}{row.name}", why="the reference model") for row in rows]
+    def second_rows(self) -> list[SymbolicRow]:
+        """The weights of the models beside the trained one."""
+        return [
+            replace(row, name=f"{what}: {row.name}", why=f"the {what}")
+            for what, table in self.seconds()
+            for row in table.weight_rows()
+        ]
 
     def state_rows(self) -> list[SymbolicRow]:
         """Optimizer states on the device; paged tensors are in `host_rows`."""
@@ -304,16 +320,25 @@ class ParameterTable:
                     )
 
 
-REFERENCE = "reference model: "
-"""What the names of a second model's rows begin with."""
+UNQUANTIZED = {
+    "quant_type": "none",
+    "quantize_experts": False,
+    "checkpoint_quant": "none",
+    "upcast_modules": "none",
+    "vocabulary": None,
+}
+"""How a companion is loaded, whatever the trained model's own loading (planner/run/companions.py)."""
 
 
 def base_only(table: ParameterTable) -> ParameterTable:
     """The model alone, nothing of it trained and nothing beside it."""
-    setup = table.setup.with_(
-        method="inference", modules_to_save=(), reference="none", task="sft", adapters=None
-    )
-    return ParameterTable(table.spec, setup)
+    return frozen(table.spec, table.setup)
+
+
+def frozen(spec: ModelSpec, setup: Setup) -> ParameterTable:
+    """A model of which nothing is trained, with nothing beside it."""
+    alone = {"modules_to_save": (), "reference": "none", "teacher": None, "task": "sft", "adapters": None}
+    return ParameterTable(spec, setup.with_(method="inference", **alone))
 
 
 def reference_of(table: ParameterTable) -> ParameterTable | None:

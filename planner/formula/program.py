@@ -25,6 +25,7 @@ from memplan.planner.formula.symbolic.expr import Expr, total
 from memplan.planner.formula.tape.peaks import TapePeak, candidates, largest, states_after
 from memplan.planner.formula.tape.tape import Tape
 from memplan.planner.inputs import tasks
+from memplan.planner.inputs.companions import teacher_of
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.prediction import Breakdown
@@ -197,9 +198,16 @@ class Symbolic:
         self.rank = sharding_plan(spec, setup)
         self.parameter_table = self.rank.stored
         self.device = device_of(setup)
-        self.rows = tasks.rows(setup)  # of a batch, for each example of the micro-batch
+        self.rows = tasks.read_at_once(setup)  # for each example of the micro-batch
+        teacher = teacher_of(setup)
         self.windows = tuple(
-            sorted({layer.attention.window for _, layer in spec.layers if layer.attention.window is not None})
+            sorted(
+                {
+                    layer.attention.window
+                    for _, layer in (*spec.layers, *(() if teacher is None else teacher.layers))
+                    if layer.attention.window is not None
+                }
+            )
         )
         self._programs: dict[Guard, Program] = {}
 

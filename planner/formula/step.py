@@ -18,11 +18,11 @@ from memplan.planner.formula.optimizer_step import in_backward, optimizer_step
 from memplan.planner.formula.parameters import B, ParameterTable, S
 from memplan.planner.formula.resident.loading import batch_shapes, sampled_shapes
 from memplan.planner.formula.sharding.plan import ShardingPlan
-from memplan.planner.formula.symbolic.expr import Expr, const
+from memplan.planner.formula.symbolic.expr import Expr, const, minimum
 from memplan.planner.formula.tape.offload import Offload
 from memplan.planner.formula.tape.ops import add, cast, unary
 from memplan.planner.formula.tape.tape import Tape, Tensor
-from memplan.planner.inputs.tasks import rows
+from memplan.planner.inputs.tasks import read_at_once
 from memplan.planner.tables.components import Component
 from memplan.planner.tables.cublas import HELD, THREADS, workspace_name
 from memplan.planner.tables.methods import METHODS
@@ -52,12 +52,17 @@ class Step:
         self.tape = Tape()
         self.tape.fused_dropout = device.kind == "cuda"
         self.tape.training = METHODS[self.setup.method].trains != "nothing"
-        batch: Expr = const(1) if guard.single else rows(self.setup) * B
+        batch: Expr = const(1) if guard.single else read_at_once(self.setup) * B
+        self.batch = batch
+        if self.setup.mini_batch is not None:
+            batch = minimum(batch, self.setup.mini_batch)
         longer = (self.setup.virtual_tokens or 0) if self.setup.method == "prompt-tuning" else 0
         if self.setup.activation_offload != "none":
             self.tape.offload = Offload(self.tape, OFFLOADERS[self.setup.activation_offload])
         self.w = Context(self.tape, self.setup, parameter_table, device, batch, S + longer, guard.single, {})
         self.w.past = (self.setup.virtual_tokens or 0) if "prefix" in parameter_table.adapters else 0
+        if not TASKS[self.setup.task].prepared:
+            self.w.auto = None
         self.hooks = rank.hooks(self.w)
         if self.setup.optimizer_in_backward:
             self.tape.taken = in_backward(self.tape, self.setup, parameter_table.trained)
@@ -98,7 +103,12 @@ class Step:
         t.mark("backward")
         t.casts = None
         self.hooks.begin_backward()
-        t.backward(loss, t.alloc("gradient of the loss", (), "float32", "the one that backward starts from"))
+        if self.w.again is None:
+            t.backward(
+                loss, t.alloc("gradient of the loss", (), "float32", "the one that backward starts from")
+            )
+        else:
+            self.w.again()
         if t.offload is not None:
             t.offload.end()
         self.hooks.end_backward()
@@ -116,7 +126,7 @@ class Step:
     def _residents(self) -> None:
         """What is there all along: the batch and the cuBLAS workspaces."""
         t = self.tape
-        batch = batch_shapes(self.setup, self.w.batch)
+        batch = batch_shapes(self.setup, self.batch)
         self.resident = [t.alloc(name, shape, "int64", "the batch", "activations") for name, shape in batch]
         self.resident += [
             t.alloc(*each, "the rows that were sampled last", "activations")
@@ -191,12 +201,14 @@ class Step:
         """What the outputs hold (the logits, or where there are none the loss), and the loss."""
         t, w = self.tape, self.w
         self.hooks.begin()
+        if TASKS[self.setup.task].generates:
+            return self._sampled()
         if TASKS[self.setup.task].reference:
             return self._compared()
         if TASKS[self.setup.task].joined:
             return self._joined()
-        if TASKS[self.setup.task].generates:
-            return self._sampled()
+        if TASKS[self.setup.task].head == "none":
+            return self._embedded()
         hidden = self.decoder.run()
         logits: Tensor | None = None
         if self.setup.task in POOLED_LOSSES:
@@ -239,9 +251,7 @@ class Step:
         if self.setup.method == "adalora":
             loss = self._regularized(loss)
         del labels, kept, reference, beside, held
-        if self.setup.gradient_accumulation > 1:
-            loss = unary(t, "scale", loss, "loss")
-        return loss, loss
+        return self._alone(loss)
 
     def _joined(self) -> tuple[Tensor, Tensor]:
         """ORPO's or CPO's loss, of whole logits, after the model's forward has returned."""
@@ -254,28 +264,50 @@ class Step:
             logits = cast(t, logits, "float32", "fp32 logits")
         loss = self.hooks.leave("root", whole_logits.pairs_loss(w, logits))
         del rows, logits
-        if self.setup.gradient_accumulation > 1:
-            loss = unary(t, "scale", loss, "loss")
-        return loss, loss
+        return self._alone(loss)
 
     def _sampled(self) -> tuple[Tensor, Tensor]:
-        """GRPO's loss of rows that were sampled before."""
+        """The loss of rows that were sampled before."""
         from memplan.planner.formula.forward import policy
 
         t, w = self.tape, self.w
         rows = policy.joined(w)
         self.decoder.ids = rows[0]
+        if self.parameter_table.teacher is not None:
+            return self._taught(self.parameter_table.teacher)
         labels = preferences.begin(w)
         scores, kept = policy.scored(w, self.hooks.leave("tail", self.decoder.run()))
         t.forget_casts()
         self.decoder.outside.clear()
         del labels
-        loss = self.hooks.leave("root", policy.policy_loss(w, scores))
+        loss = self.hooks.leave("root", policy.LOSSES[self.setup.task](w, scores))
         if self.setup.method == "adalora":
             loss = self._regularized(loss)
         del rows, kept
+        return self._alone(loss)
+
+    def _embedded(self) -> tuple[Tensor, Tensor]:
+        """The contrastive loss of every text's embedding."""
+        from memplan.planner.formula.forward import embeddings
+
+        texts = self.resident[: 2 * (self.setup.texts or 0)]
+        loss = embeddings.contrastive_loss(self.w, self.guard, texts, self.batch)
+        return self._alone(loss)
+
+    def _taught(self, teacher: ParameterTable) -> tuple[Tensor, Tensor]:
+        """The divergence from a teacher, which reads the same rows after the model."""
+        from memplan.planner.formula.forward import distillation
+
+        hidden = self.decoder.run()
+        others = distillation.taught(self.w, teacher, self.guard, self.decoder.ids)
+        loss = distillation.divergence_loss(self.w, hidden, others)
+        self.decoder.outside.clear()
+        return self._alone(loss)
+
+    def _alone(self, loss: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of one micro-batch, which is all that the outputs hold."""
         if self.setup.gradient_accumulation > 1:
-            loss = unary(t, "scale", loss, "loss")
+            loss = unary(self.tape, "scale", loss, "loss")
         return loss, loss
 
     def _regularized(self, loss: Tensor) -> Tensor:

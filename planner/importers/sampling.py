@@ -20,7 +20,6 @@ from memplan.planner.tables.methods import METHODS
 PROMPT, COMPLETION, VLLM_SHARE = 512, 512, 0.3
 """trl 1.16 trainer/grpo_config.py max_completion_length, vllm_gpu_memory_utilization; prompts as long as TRL
 cut them to while it had max_prompt_length (0.x: 512)."""
-REWARD = "a reward model beside the trained one"
 
 SAMPLERS = ("grpo", "rloo", "distill")
 """The tasks whose trainers sample."""

@@ -251,9 +251,10 @@ def _trainer(call: ast.Call, code: Code, called: str) -> bool:
     """Which stack trains, and the model where a trainer is given its name: SFTTrainer(model="...")."""
     _stack(code, called not in TRAINERS)
     _task(code, called)
-    facts, keys = companions(call, called, code.facts.get("task"), code.values)
+    facts, keys, warnings = companions(call, called, code.facts.get("task"), code.values)
     code.facts |= facts
     code.keys += keys
+    code.warnings += warnings
     named = [keyword.value for keyword in call.keywords if keyword.arg == "model"]
     first = next(iter([*named, *call.args]), None)
     if isinstance(code.values.of(first), str):
@@ -314,7 +315,7 @@ READERS: dict[str, Callable[[ast.Call, Code, str], bool]] = {
 def _finish(code: Code, name: str) -> Imported:
     facts = code.facts
     settle_head(facts)
-    settle_embedding(facts, code.keys, code.warnings)
+    settle_embedding(facts, code.keys, code.warnings, code.values)
     own = facts.get("_unsloth", False)
     if own:
         whole = any(report.key.endswith("full_finetuning") for report in code.keys)

@@ -8,7 +8,7 @@ import ast
 from typing import Any
 
 from memplan.planner.importers.rules import Facts, KeyReport
-from memplan.planner.importers.sampling import REWARD
+from memplan.planner.importers.snippet_rewards import KEY, reported
 from memplan.planner.importers.tasks import COMPARED
 from memplan.planner.importers.values import Values
 from memplan.planner.tables.errors import UsageError, shown
@@ -18,6 +18,10 @@ RANKING = {
     "CachedMultipleNegativesRankingLoss": 32,
 }
 """The losses that task embed has -> their mini_batch_size (cached_multiple_negatives_ranking.py)."""
+LONGEST = "max_seq_length"
+"""sentence-transformers 6.2 sentence_transformer/model.py max_seq_length: a setter, no argument."""
+REWARDED = ("grpo", "rloo")
+"""The tasks whose trainers take `reward_funcs`, second; a distillation's takes its teacher there."""
 NO_LOSS = KeyReport("loss", "not_modelled", f"a loss other than {' and '.join(RANKING)}")
 
 
@@ -27,26 +31,24 @@ def _argument(call: ast.Call, name: str) -> ast.expr | None:
 
 def companions(
     call: ast.Call, called: str, task: str | None, values: Values
-) -> tuple[Facts, list[KeyReport]]:
+) -> tuple[Facts, list[KeyReport], list[str]]:
     """The models that a trainer is given beside its own. UsageError for a teacher whose name is not there:
     it may be the model that the script loads first.
     """
     facts: Facts = {}
     keys: list[KeyReport] = []
     if task == "ppo":
-        return _judges(call, values)
-    reference = next(iter([*filter(None, [_argument(call, "ref_model")]), *call.args[1:2]]), None)
+        return (*_judges(call, values), [])
+    warnings: list[str] = []
+    second = next(iter(call.args[1:2]), None)
+    rewards = _argument(call, KEY) or (second if task in REWARDED else None)
+    if rewards is not None and not {KEY, "reward_model_name_or_path"} & values.given.keys():
+        facts, keys, warnings = reported(rewards, values)
+    reference = _argument(call, "ref_model") or second
     if task in COMPARED and reference is not None and values.of(reference) is not None:
         facts["_reference"] = True
-    rewards = values.of(_argument(call, "reward_funcs"))
-    models = [each for each in (rewards if isinstance(rewards, list) else [rewards]) if isinstance(each, str)]
-    if len(models) == 1:
-        facts["reward_model"] = models[0]
-        keys.append(KeyReport("reward_funcs", "used", REWARD))
-    elif models:
-        keys.append(KeyReport("reward_funcs", "not_modelled", f"{len(models)} reward models"))
-    if (teacher := _argument(call, "teacher_model")) is not None:
-        name = values.of(teacher)
+    teacher = _argument(call, "teacher_model") or (second if task == "distill" else None)
+    if teacher is not None and (name := values.of(teacher)) is not None:
         if not isinstance(name, str):
             raise UsageError(
                 f"{called}(teacher_model) is {shown(ast.unparse(teacher))}, not a model's name in quotes: write "
@@ -54,7 +56,7 @@ def companions(
             )
         facts["teacher"] = name
         keys.append(KeyReport("teacher_model", "used", "the model whose distributions are learned"))
-    return facts, keys
+    return facts, keys, warnings
 
 
 def _judges(call: ast.Call, values: Values) -> tuple[Facts, list[KeyReport]]:
@@ -92,9 +94,9 @@ def ranking(called: str, arguments: dict[str, Any]) -> Facts:
     return {"_ranked": True, **({} if mini_batch is None else {"mini_batch": mini_batch})}
 
 
-def settle_embedding(facts: Facts, keys: list[KeyReport], warnings: list[str]) -> None:
+def settle_embedding(facts: Facts, keys: list[KeyReport], warnings: list[str], values: Values) -> None:
     """Of a script of sentence-transformers: a loss that task embed lacks is not counted, and how many texts
-    an example has is in the data.
+    an example has is in the data; `model.max_seq_length = N` cuts them.
     """
     ranked, others = facts.pop("_ranked", False), facts.pop("_other_loss", False)
     if facts.get("task") != "embed":
@@ -102,6 +104,10 @@ def settle_embedding(facts: Facts, keys: list[KeyReport], warnings: list[str]) -
     facts.pop("loss", None)
     if not ranked or others:
         keys.append(NO_LOSS)
+    longest = values.setting(LONGEST)
+    if isinstance(longest, int) and longest > 0:
+        facts["_length"] = longest
+        keys.append(KeyReport(LONGEST, "used", "texts are taken to be as long"))
     warnings.append(
         "how many texts an example has is in the data: 2 are assumed, --set texts=N says it; how long they are, --seq"
     )

@@ -63,6 +63,12 @@ KEYS: dict[str, dict[str, Rule]] = {
     **dict.fromkeys(("dpo", "kto", "reward", "orpo", "cpo", "prm"), _PAIRS),
     **dict.fromkeys(SAMPLERS, SAMPLING),
     "ppo": PPO,
+    "distill": {
+        **SAMPLING,
+        # trl 1.16 kernels/chunked_divergence.py: between 0 and 1 the same tiles are made a second time
+        "beta": Rule("ignored", why="which divergence: its tiles are made again, none is larger"),
+        "lmbda": not_modelled("rows that are read, not sampled", (1, 1.0), errs="high"),
+    },
 }
 """Task -> the keys of its trainer that mean something else than in supervised training."""
 

@@ -37,6 +37,9 @@ class Values:
     loaded: dict[str, ast.expr] = field(default_factory=dict)  # variable -> what from_pretrained was given
     given: Mapping[str, Any] = field(default_factory=dict)
     bfloat16: bool = True  # what the GPU answers that code asks for it
+    made: dict[str, ast.expr] = field(default_factory=dict)  # what a variable is assigned, where once alone
+    functions: set[str] = field(default_factory=set)
+    imported: set[str] = field(default_factory=set)  # names from other modules
 
     def of(self, node: ast.expr | None) -> Any:
         """The value of an expression, UNKNOWN where the code does not say it."""
@@ -79,7 +82,10 @@ def collect(tree: ast.Module, given: Mapping[str, Any] | None = None, bfloat16: 
             for statement in node.body:
                 _class_field(values, node.name, statement)
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            values.functions.add(node.name)
             _parameters(values, node)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            values.imported |= {(each.asname or each.name).partition(".")[0] for each in node.names}
         elif isinstance(node, ast.Call) and _called(node) == "add_argument":
             _option(values, node)
     for node in ast.walk(tree):
@@ -97,6 +103,10 @@ def _assigned(values: Values, node: ast.Assign | ast.AnnAssign) -> None:
         if isinstance(target, ast.Name):
             known = target.id in values.names
             values.names[target.id] = UNKNOWN if known else values.of(value)
+            if known or value is None:
+                values.made.pop(target.id, None)
+            else:
+                values.made[target.id] = value
             _object(values, value)
             if isinstance(value, ast.Call) and _called(value) == "from_pretrained" and value.args:
                 values.loaded[target.id] = value.args[0]

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from memplan.planner.tables.errors import shorten
+from memplan.planner.tables.heads import NEW_HEADS
 from memplan.planner.tables.low_rank import no_expression
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.optimizers import OPTIMIZERS
-from memplan.planner.tables.tasks import NEW_HEADS, TASKS
+from memplan.planner.tables.tasks import TASKS
 
 KEEPS_LOGITS = ("sft", "classify", "mlm")
 """Tasks whose evaluation is the Trainer's, of logits alone."""

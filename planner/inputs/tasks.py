@@ -13,12 +13,11 @@ from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import Dropouts, ModelSpec
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.gpus import find_gpu
+from memplan.planner.tables.heads import MODULE_HEAD, NEW_HEADS
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.tasks import (
     FUNCTIONAL_DROPOUT,
     MODULE_ATTENTION_DROPOUT,
-    MODULE_HEAD,
-    NEW_HEADS,
     TASKS,
 )
 
@@ -26,6 +25,11 @@ from memplan.planner.tables.tasks import (
 def rows(setup: Setup) -> int:
     """Rows of a batch for each example."""
     return setup.texts or TASKS[setup.task].rows
+
+
+def read_at_once(setup: Setup) -> int:
+    """Rows of one forward for each example: texts are read one after another."""
+    return 1 if setup.texts else rows(setup)
 
 
 class GeneratedRows(NamedTuple):
@@ -142,6 +146,8 @@ def headed(spec: ModelSpec, setup: Setup) -> ModelSpec:
         raise UsageError(without_class(spec.model_type, setup))
     if setup.vocabulary not in (None, spec.vocab):
         spec = _resized(_Same(spec), setup.vocabulary)
+    if task.head == "none" and spec.head_outputs is None:
+        spec = _headless(_Same(spec))
     if task.head in NEW_HEADS and spec.head_outputs is None:
         spec = _with_new_head(_Same(spec), setup.num_labels, setup.task)
     if not task.dropout and spec.dropouts != _functional(spec):
@@ -160,6 +166,12 @@ def _functional(spec: ModelSpec) -> Dropouts:
 @lru_cache(maxsize=64)
 def _resized(same: _Same, vocabulary: int) -> ModelSpec:
     return replace(same.spec, vocab=vocabulary, resized_from=same.spec.vocab)
+
+
+@lru_cache(maxsize=64)
+def _headless(same: _Same) -> ModelSpec:
+    """The backbone alone: nothing is kept for a head of no outputs, as where it is the embedding's."""
+    return replace(same.spec, tied=True, head_outputs=0, head_bias=False)
 
 
 @lru_cache(maxsize=64)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from memplan.planner.inputs.companions import same_vocabulary
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.run import attention
@@ -20,7 +21,6 @@ from memplan.planner.run.cutting import cut_like
 from memplan.planner.run.loading import materialize
 from memplan.planner.run.model import skeleton
 from memplan.planner.tables.companions import COMPANIONS
-from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.tasks import TASKS
 
 
@@ -58,7 +58,8 @@ def made(
         if alike:
             cut_like(model, trained)
         if companion.same_vocabulary and name is not None:
-            _same_vocabulary(field, name, model, trained)
+            sizes = [each.config.get_text_config().vocab_size for each in (trained, model)]  # type: ignore[union-attr]
+            same_vocabulary(field, name, *sizes)
         materialize(model, plain, device, watcher if alike else _Unnumbered(watcher))
         model.memplan_alike = alike  # type: ignore[assignment]
         model.config.use_cache = companion.caches  # type: ignore[union-attr, assignment]
@@ -75,12 +76,3 @@ def numbered(built: Built) -> list[nn.Module]:
         for each in (*beside, *([] if value is None else [value]))
         if getattr(each, "memplan_alike", each is built.reference)
     ]
-
-
-def _same_vocabulary(field: str, name: str, model: Any, trained: Any) -> None:
-    sizes = [each.config.get_text_config().vocab_size for each in (trained, model)]
-    if sizes[0] != sizes[1]:
-        raise UsageError(
-            f"{field} '{name}' has {sizes[1]:,} entries in its vocabulary, the trained model {sizes[0]:,}: "
-            "TRL compares entry by entry; name a teacher of the same family"
-        )

@@ -98,13 +98,12 @@ class TiledDivergence(torch.autograd.Function):
             else None
             for each, needed in pairs
         ]
-        tile, other = _tiles(student.shape[0], student.device)
+        # nobody deletes them, nor the last copy: they are there while the sums are cast
+        held: list[Any] = [*_tiles(student.shape[0], student.device), None]
         for start in range(0, student.shape[0], TOKENS):
             rows = min(TOKENS, student.shape[0] - start)
             for column in range(0, weight.shape[0], ENTRIES):
-                made = tile[:rows, : min(ENTRIES, weight.shape[0] - column)].to(student.dtype)
-                del made
-        del tile, other
+                held[2] = held[0][:rows, : min(ENTRIES, weight.shape[0] - column)].to(student.dtype)
         given = (student, weight, bias)
         return (
             *(

@@ -13,7 +13,7 @@ from typing import Any
 from memplan.planner.inputs.picture_sizes import has_tower
 from memplan.planner.run.extras import require
 from memplan.planner.tables.errors import UsageError, nearest, shorten, shown
-from memplan.planner.tables.tasks import NEW_HEADS
+from memplan.planner.tables.heads import NEW_HEADS
 
 require()
 

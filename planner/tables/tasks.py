@@ -59,6 +59,8 @@ class Task:
     names another."""
     checkpoints: bool = True
     """False: its trainer never switches gradient checkpointing on."""
+    prepared: bool = True
+    """False: the loss calls the backbones beside the forward that accelerate wrapped: without autocast."""
     dropout: bool = True
     """False: the trainer sets the probability of every nn.Dropout to 0."""
     stacks: tuple[str, ...] = ()
@@ -248,7 +250,6 @@ TASKS: dict[str, Task] = _table(
         generates=True,
         reference=True,
         old_scores="always",
-        formula=False,
         stacks=("hf", "trl"),
         defaults=_SAMPLES,
     ),
@@ -260,7 +261,7 @@ TASKS: dict[str, Task] = _table(
         "chunked_divergence.py; distillation_config.py",
         generates=True,
         old_scores="never",
-        formula=False,
+        prepared=False,
         companion="teacher",
         stacks=("hf", "trl"),
         defaults=_SAMPLES,
@@ -296,9 +297,10 @@ TASKS: dict[str, Task] = _table(
         source="sentence-transformers 6.2 sentence_transformer/losses/multiple_negatives_ranking.py, "
         "cached_multiple_negatives_ranking.py, sentence_transformer/modules/pooling.py",
         head="none",
-        formula=False,
+        sequences=("input_ids", "attention_mask"),
         stacks=("hf",),
-        defaults={"loss": "full", "texts": 2, "micro_batch": 8},
+        # 6.2 base/model.py __init__: loaded on the host, then moved module by module (self.to(device))
+        defaults={"loss": "full", "texts": 2, "micro_batch": 8, "load": "random"},
     ),
     *(
         Task(name=name, summary=_LATER, source=source, lacks=lacks)
@@ -309,47 +311,9 @@ TASKS: dict[str, Task] = _table(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewHead:
-    """A linear layer in place of the vocabulary's, which a task trains from nothing."""
-
-    what: str
-    """The kind of transformers' class that has it."""
-    classes: str
-    """transformers' table of those classes (5.24 models/auto/modeling_auto.py)."""
-    bias: bool
-    without: tuple[str, ...]
-    """Model types of the formula's families that have no such class."""
-    elsewhere: tuple[str, ...] = ()
-    """Model types whose class calls it `classifier`; the others' is MODULE_HEAD."""
-
-
-NEW_HEADS: dict[str, NewHead] = {
-    "pooled": NewHead(
-        what="sequence classification",
-        classes="MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",
-        bias=False,
-        without=("cohere", "cohere2", "granite", "granitemoe", "olmoe"),
-    ),
-    "tokens": NewHead(
-        what="token classification",
-        classes="MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING",
-        bias=True,
-        without=(
-            *("cohere", "cohere2", "deepseek_v2", "gemma3_text", "gptj", "granite", "granitemoe", "olmo"),
-            *("olmo2", "olmo3", "olmoe", "opt", "phimoe"),
-        ),
-        elsewhere=("bloom", "falcon", "gpt2", "gpt_bigcode", "gpt_neox"),
-    ),
-}
-"""Head -> the layer that a task adds; the other heads are the model's own."""
-
 HOLDS_LOGITS = ("llamafactory",)
 """Recipes whose DPO names the model's logits until the loss is there; torchtune's drops them before its
 reference runs (recipes/lora_dpo_single_device.py)."""
-
-MODULE_HEAD = "score"
-"""A new head's name in a decoder's class; PEFT trains a copy of it."""
 
 FUNCTIONAL_DROPOUT = ("opt",)
 """Model types whose every dropout is a function's argument, which no trainer zeroes (transformers 5.24

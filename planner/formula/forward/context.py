@@ -95,6 +95,7 @@ class Context:
         )
         spec = parameter_table.spec
         self.kernels = swapped(spec.whole_type or spec.model_type, setup.fused_kernels)
+        self.again: Callable[[], None] | None = None  # a loss's own backward, where it is not of one graph
         self.params: dict[tuple[int | None, str], Tensor] = {}
 
     def weight(self, name: str) -> Tensor:

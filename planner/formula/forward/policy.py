@@ -1,10 +1,13 @@
-"""GRPO's loss: log-probabilities of a completion's tokens by the policy, and the clipped ratio of them.
+"""GRPO's and RLOO's losses: log-probabilities of a completion's tokens by the policy, and the clipped ratio
+of them or of whole rows.
 
-B rows, S tokens of prompt and completion, C of a completion. Source: trl 1.16 trainer/grpo_trainer.py
-_get_per_token_logps_and_entropies, _compute_loss, trainer/utils.py add_fused_lm_head.
+B rows, S tokens of prompt and completion, C of a completion. Source: trl 1.16 trainer/grpo_trainer.py and
+rloo_trainer.py _get_per_token_logps_and_entropies, _compute_loss, trainer/utils.py add_fused_lm_head.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.forward.fused_losses import log_probabilities
@@ -72,3 +75,21 @@ def policy_loss(w: Context, rows: Tensor) -> Tensor:
     with t.inside("loss: "):
         kept = [t.alloc(name, shape, "float32", "one per token") for name in names]
         return t.op("clipped ratio", (rows,), (), "float32", saves=kept, backward=backward, name="loss")
+
+
+def rows_loss(w: Context, rows: Tensor) -> Tensor:
+    """The same of each row's probability: the sum of its tokens' log-probabilities, a number for each row."""
+    t, shape = w.t, rows.shape
+
+    def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
+        return [t.alloc("gradient of log-probabilities of completions", shape, "float32", "of their row's")]
+
+    with t.inside("loss: "):
+        masked = t.alloc("log-probabilities of real tokens", shape, "float32", "one per token")
+        kept = [t.alloc("ratio", (w.batch,), "float32", "one per row")]
+        del masked
+        return t.op("clipped ratio", (rows,), (), "float32", saves=kept, backward=backward, name="loss")
+
+
+LOSSES: dict[str, Callable[[Context, Tensor], Tensor]] = {"grpo": policy_loss, "rloo": rows_loss}
+"""Task -> the loss of what `scored` gives."""

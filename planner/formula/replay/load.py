@@ -69,8 +69,8 @@ class Load:
 
                 read_file(self.out, self.parameter_table, self.layers_of, self.elements)
         self._cast_trained()
-        if self.parameter_table.reference is not None:
-            Load(self.parameter_table.reference, self.values, self.out, self.layers_of).weights()
+        for _, beside in self.parameter_table.seconds():
+            Load(beside, self.values, self.out, self.layers_of).weights()
         if OPTIMIZERS[self.setup.optimizer].at_once and METHODS[self.setup.method].trains != "nothing":
             states(self.parameter_table, self.values, self.out, self.layers_of)
 

@@ -22,10 +22,10 @@ def load_rows(parameter_table: ParameterTable) -> list[SymbolicRow]:
     setup = parameter_table.setup
     load = [
         *resident,
-        *parameter_table.reference_rows(),
+        *parameter_table.second_rows(),
         *(
             SymbolicRow(name, shape, "int64", 1, product((*shape, 8)), "activations", "the batch")
-            for name, shape in batch_shapes(setup, tasks.rows(setup) * B)
+            for name, shape in batch_shapes(setup, tasks.read_at_once(setup) * B)
         ),
         *server_rows(setup),
     ]
@@ -43,12 +43,14 @@ def sampled_shapes(setup: Setup, rows: Sized) -> list[tuple[str, tuple[Sized, ..
         return []
     sizes = tasks.generated(setup)
     whole, length = as_expr(rows) * sizes.steps, sizes.completion
-    scores = (sizes.old_scores, "old_logps"), (setup.reference != "none", "ref_logps")
+    by_row = TASKS[setup.task].old_scores == "always"  # the reference's are in the rewards then
+    compared = setup.reference != "none" and not by_row
+    scores = (sizes.old_scores, "old_logps"), (compared, "ref_logps")
     return [
         *((f"prompt_{what}", (whole, S - length), "int64") for what in ("ids", "mask")),
         *((f"completion_{what}", (whole, length), "int64") for what in ("ids", "mask")),
         ("advantages", (whole,), "float32"),
-        *((name, (whole, length), "float32") for there, name in scores if there),
+        *((name, (whole,) if by_row else (whole, length), "float32") for there, name in scores if there),
     ]
 
 
@@ -88,6 +90,8 @@ def batch_shapes(setup: Setup, rows: Sized) -> list[tuple[str, tuple[Sized, ...]
     if TASKS[setup.task].generates:
         return []  # sampled in each step
     names = batch_tensors(setup)
+    if setup.texts:
+        names = [f"{number}:{name}" for number in range(setup.texts) for name in names]
     found: list[tuple[str, tuple[Sized, ...]]] = [(name, (rows, S)) for name in names]
     labels = TASKS[setup.task].row_labels
     if labels:
@@ -107,5 +111,5 @@ def batch_shapes(setup: Setup, rows: Sized) -> list[tuple[str, tuple[Sized, ...]
 
 def batch_sizes(setup: Setup) -> list[Expr]:
     """Bytes of each tensor of the batch, of what waits behind it, and of a server beside the trainer."""
-    shapes = batch_shapes(setup, tasks.rows(setup) * B)
+    shapes = batch_shapes(setup, tasks.read_at_once(setup) * B)
     return [*(product(shape) * 8 for _, shape in shapes), *(row.size for row in server_rows(setup))]

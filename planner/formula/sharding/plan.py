@@ -78,7 +78,7 @@ class ShardingPlan:
         """Rows that exist all through the training step."""
         return [
             *self.stored.weight_rows(),
-            *self.stored.reference_rows(),
+            *self.stored.second_rows(),
             *self.stored.state_rows(),
             *server_rows(self.setup),
         ]
