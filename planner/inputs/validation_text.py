@@ -10,7 +10,8 @@ OPTION = {"micro_batch": "--batch", "sequence_length": "--seq", "weight_dtype": 
 
 WORDS = {
     "targets": "module names such as q_proj,v_proj, or all-linear or attention",
-    "images": "pictures of one example as N@WxH, such as 1@1024x768, or none",
+    "images": "pictures of one example as N@WxH, such as 1@1024x768, videos as N@WxHxFRAMES, or none",
+    "video_fps": "a number above 0, at most 1,000",
     "modules_to_save": "module names such as lm_head",
     "layers_to_transform": "numbers of layers from 0, such as 0,1,2 or 8-15",
     "alpha": "a number above 0",

@@ -124,8 +124,8 @@ PICTURES: dict[str, PictureRule] = _table(
 PARTS = ("vision_config", "audio_config", "vision_tower_config", "mm_vision_tower", "visual")
 """Keys of a config.json that say that a model has a part beside its language model."""
 
-USUAL = "1@1024x1024"
-"""The picture of which an answer tells the tokens where nobody said a size."""
+USUAL, USUAL_VIDEO = "1@1024x1024", "1@640x480x16"
+"""The picture and the video of which an answer tells the tokens where nobody said a size."""
 
 WITHOUT_SIZES = (
     "pictures: the vision tower, what it saves, and the tokens that pictures become",
