@@ -13,6 +13,7 @@ from memplan.planner.inputs.picture_sizes import Limits, Picture, has_tower, pic
 from memplan.planner.inputs.video_sizes import FrameLimits, Seen, video, video_rule_of
 from memplan.planner.tables.errors import UsageError, shown
 from memplan.planner.tables.pictures import USUAL, USUAL_VIDEO
+from memplan.planner.tables.tasks import TASKS
 from memplan.planner.tables.videos import VIDEOS
 
 NONE = "none"
@@ -110,9 +111,10 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
             "has no rule for stacks that do: leave packing out",
         ),
         (
-            with_pictures and s.task not in WITH_PICTURES,
-            f"{said}: task '{s.task}' has no rule for pictures: use --task {' or '.join(WITH_PICTURES)}, "
-            "or leave --images out",
+            with_pictures and not TASKS[s.task].pictures,
+            f"{said}: task '{s.task}' has no pictures, {WITHOUT.get(s.task, 'memplan has no rule for them')}: "
+            f"use --task {' or '.join(name for name, task in TASKS.items() if task.pictures)}, or leave "
+            "--images out",
         ),
         (
             with_pictures and s.device == "cpu",
@@ -121,15 +123,23 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
     ]
 
 
-WITH_PICTURES = ("sft",)
-"""Tasks whose batch may have pictures in it."""
+_TEXT_ALONE = "whose trainer's collator takes text alone (trl 1.16 {})"
+WITHOUT = {
+    "reward": _TEXT_ALONE.format("trainer/reward_trainer.py DataCollatorForPreference"),
+    "orpo": _TEXT_ALONE.format("experimental/orpo/orpo_trainer.py DPODataCollatorWithPadding"),
+    "cpo": _TEXT_ALONE.format("experimental/cpo/cpo_trainer.py DPODataCollatorWithPadding"),
+    "prm": _TEXT_ALONE.format("experimental/prm/prm_trainer.py"),
+    "mlm": "whose models read text",
+    "seq2seq": "whose models read text or sounds",
+}
+"""Why a task has no pictures."""
 
 
 def lengths(config: Mapping[str, Any], setup: Any) -> dict[str, int]:
     """The `sequence_length` that a setup's pictures and text have together, where it is another than the
     setup's. Raises UsageError where the pictures alone are longer than what was said.
     """
-    pictures = length_of(config, setup)
+    pictures, sampled = length_of(config, setup), setup.completion_length or 0
     length, text = setup.sequence_length, setup.text_length
     said = setup.origins.get("sequence_length") not in (None, "default")
     if text is not None:
@@ -139,14 +149,16 @@ def lengths(config: Mapping[str, Any], setup: Any) -> dict[str, int]:
                 f"sequence_length (--seq) is {length:,}: leave one of them out"
             )
         return {"sequence_length": pictures + text}
-    if pictures < length:
+    if pictures + sampled < length:
         return {}
     if said:
+        beside = f", and {sampled:,} are sampled" if sampled else ""
         raise UsageError(
             f"sequence_length (--seq) {length:,}: the pictures of {','.join(setup.images)} are {pictures:,} "
-            f"tokens of it; use --seq {pictures + TEXT}, or --set text_length={TEXT} for so many beside them"
+            f"tokens of it{beside}; use --seq {pictures + sampled + TEXT}, or --set "
+            f"text_length={sampled + TEXT} for so many beside them"
         )
-    return {"sequence_length": pictures + TEXT}
+    return {"sequence_length": pictures + sampled + TEXT}
 
 
 def with_lengths(config: Mapping[str, Any], setup: Any) -> Any:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from memplan.planner.inputs.picture_sizes import Picture, rule_of
-from memplan.planner.inputs.pictures import pictures_of
+from memplan.planner.inputs.pictures import length_of, pictures_of, read_sizes
 from memplan.planner.inputs.setup import Setup
+from memplan.planner.inputs.tasks import GeneratedRows
 from memplan.planner.inputs.video_sizes import video_rule_of
 from memplan.planner.tables.errors import UsageError
 
@@ -52,6 +53,55 @@ def tensors(config: Any, setup: Setup, rows: int, device: torch.device) -> dict[
         else:
             found[name] = values.to(device)
     return found
+
+
+def shown(config: Any, setup: Setup) -> int:
+    """Tokens of a row before its text."""
+    return length_of(config.to_dict(), setup)
+
+
+def prompts(config: Any, setup: Setup, sizes: GeneratedRows, device: torch.device) -> torch.Tensor:
+    """Ids of the prompts of a generation, their pictures first."""
+    if not read_sizes(setup.images):
+        return torch.randint(0, 100, (sizes.rows, sizes.prompt), device=device)
+    return ids(config, setup.with_(sequence_length=sizes.prompt), sizes.rows, device)
+
+
+def of_prompts(
+    config: Any, setup: Setup, sizes: GeneratedRows, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """What the processor adds to a generation's prompts."""
+    return tensors(config, setup.with_(sequence_length=sizes.prompt), sizes.rows, device)
+
+
+def of_rows(
+    config: Any, setup: Setup, sizes: GeneratedRows, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """The same of prompts and completions: a completion has no pictures."""
+    found = of_prompts(config, setup, sizes, device)
+    name = rule_of(config.to_dict()).kinds if found else ""
+    if name:
+        kinds = found[name]
+        found[name] = torch.cat([kinds, kinds.new_zeros(sizes.rows, sizes.completion)], dim=1)
+    return found
+
+
+def part(
+    shown: Mapping[str, torch.Tensor], rows: int, first: int, last: int
+) -> dict[str, torch.Tensor]:
+    """What rows `first` to `last` of `rows` rows show: each has equally much."""
+    found = {}
+    for name, tensor in shown.items():
+        each = len(tensor) // rows
+        found[name] = tensor[first * each : last * each]
+    return found
+
+
+def never_sampled(config: Any, setup: Setup) -> list[int] | None:
+    """Tokens that generate suppresses: a placeholder without its picture (trl 1.16 trainer/grpo_trainer.py
+    __init__); None where nothing is shown.
+    """
+    return [_token(config, PICTURE)] if read_sizes(setup.images) else None
 
 
 TEXT, PICTURE, VIDEO = 0, 1, 2
