@@ -98,7 +98,7 @@ VIDEOS: dict[str, VideoRule] = _table(
         fps=1,
         longest=64,
         rounds=True,
-        markers=30,
+        markers=29,
         stamp="clock",
         apart=False,
     ),
