@@ -26,6 +26,7 @@ from memplan.planner.importers.files import (
 from memplan.planner.importers.fsdp import strategy
 from memplan.planner.importers.rules import Facts, Imported, integer
 from memplan.planner.importers.sharding import finish_accelerate, stage_in_name
+from memplan.planner.importers.swift import VARIABLES
 from memplan.planner.importers.tasks import rules_of, script_task
 from memplan.planner.importers.words import pairs, read_script
 from memplan.planner.tables.errors import UsageError, shorten
@@ -50,6 +51,7 @@ class Line:
     program: str = ""
     words: list[str] = field(default_factory=list)
     expandable: bool | None = None
+    said: tuple[str, ...] = ()  # by variables before the line, as ms-swift's options
     notes: list[str] = field(default_factory=list)
 
 
@@ -125,6 +127,8 @@ def _take_apart(words: list[str]) -> Line:
         name, _, value = words.pop(0).partition("=")
         if name in ALLOCATOR:
             line.expandable = "expandable_segments:true" in value.lower().replace(" ", "")
+        elif name in VARIABLES and value:
+            line.said += (f"--{name.lower()}", value)
         elif name == "CUDA_VISIBLE_DEVICES" and value:
             line.ranks = 1
             line.notes.append(
@@ -263,6 +267,7 @@ def _own_words(line: Line, folder: Path, name: str) -> Imported:
         raise UsageError(f"{name} {shorten(what, 20)} does not train: expected {name} {' or '.join(trains)}")
     if what == "rlhf":
         line.notes.append("swift rlhf: the models and rows beside the trained one's are not modeled")
+    line.words += line.said if name == "swift" else ()
     return _options(line, folder, name)
 
 
