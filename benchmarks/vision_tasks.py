@@ -138,7 +138,26 @@ globals()[NAME + "Trainer"](
     train_dataset=Dataset.from_list([{"prompt": prompt, "images": [picture]}] * 16)).train()
 """
 
+CLASSES = """
+from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
+model = AutoModelForSequenceClassification.from_pretrained(
+    folder, num_labels=5, dtype="bfloat16", device_map="auto")
+model.config.get_text_config().pad_token_id = 0
+if method != "full":
+    adapter.task_type = "SEQ_CLS"
+    model = get_peft_model(model, adapter)
+around = processor(images=[[picture]], text=[SHOWN], return_tensors="pt")["input_ids"].shape[1]
+def collate(rows):
+    text = [SHOWN + " a" * (tokens - around)] * len(rows)
+    made = dict(processor(images=[[picture]] * len(rows), text=text, return_tensors="pt"))
+    return {**made, "labels": torch.ones(len(rows), dtype=torch.int64)}
+Trainer(
+    model=model, args=TrainingArguments(**common, remove_unused_columns=False),
+    train_dataset=[{"image": picture}] * 64, data_collator=collate).train()
+"""
+
 _OF_TASK = {
+    "classify": CLASSES,
     "sft": VIDEOS,
     "dpo": PREFERENCES.replace("NAME", "'DPO'"),
     "kto": PREFERENCES.replace("NAME", "'KTO'"),
@@ -167,6 +186,7 @@ SHOWN = (
     ("dpo", "qwen3-vl-2b", "full", 1, 768, True, (448, 448, 0), ()),
     ("dpo", "smolvlm-500m", "lora", 2, 1536, True, (640, 480, 0), ()),
     ("dpo", "gemma-3-4b-it", "lora", 1, 768, True, (896, 896, 0), ()),
+    ("classify", "gemma-3-4b-it", "lora", 2, 512, True, (896, 896, 0), ()),
     ("kto", "qwen3-vl-2b", "lora", 2, 768, True, (448, 448, 0), ()),
     ("grpo", "qwen2.5-vl-3b", "lora", 4, 640, True, (448, 336, 0), (16, 2)),
     ("grpo", "qwen3-vl-2b", "full", 4, 512, True, (320, 320, 0), (16, 1)),

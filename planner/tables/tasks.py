@@ -88,6 +88,7 @@ TASKS: dict[str, Task] = _table(
     Task(
         name="classify",
         summary="a pooled head of num_labels outputs, one label for each row",
+        pictures=True,
         source="transformers 5.24 modeling_layers.py GenericForSequenceClassification, data/data_collator.py "
         "DataCollatorWithPadding",
         head="pooled",
