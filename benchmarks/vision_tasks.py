@@ -123,8 +123,8 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 completion, accumulation = sampled
 tokenizer.padding_side = "left"
 processor.chat_template = (
-    "{% for message in messages %}{% for part in message['content'] %}{% if part['type'] == 'image' %}" + SHOWN
-    + "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}")
+    "{% for message in messages %}{% for part in message['content'] %}{% if part['type'] == 'image' %}"
+    + SHOWN + "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}")
 around = processor(images=[[picture]], text=[SHOWN], return_tensors="pt")["input_ids"].shape[1]
 prompt = [{"role": "user", "content": " a" * (tokens - completion - around)}]
 def lengths(completions, **kwargs):

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from memplan.planner.importers import hf, peft, trl
-from memplan.planner.importers.launch import read_launch
 from memplan.planner.importers.files import FORMATS, read_document, read_training_file
+from memplan.planner.importers.launch import read_launch
 from memplan.planner.importers.rules import find_rule
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import resolve
@@ -148,7 +148,9 @@ def test_a_run_on_pictures_is_a_lower_bound(tmp_path, text, keys):
 
 def test_variables_before_swift_are_read():
     """ms-swift and qwen-vl-utils read them; another program's are its own."""
-    line = "MAX_PIXELS=602112 VIDEO_MAX_PIXELS=50176 FPS_MAX_FRAMES=12 swift sft --model a/b --max_length 2048"
+    line = (
+        "MAX_PIXELS=602112 VIDEO_MAX_PIXELS=50176 FPS_MAX_FRAMES=12 swift sft --model a/b --max_length 2048"
+    )
     imported = read_launch(line.split())
     said = {"image_scaled_to": 602112, "video_scaled_to": 50176, "video_frames": 12}
     assert said.items() <= imported.fields.items()

@@ -198,7 +198,7 @@ def test_what_pictures_exclude() -> None:
     for fields, said in (
         ({"packed_documents": 4}, "contradicts images"),
         ({"task": "reward"}, "task 'reward' has no pictures, whose trainer's collator takes text alone"),
-        ({"task": "orpo"}, "use --task sft or dpo"),
+        ({"task": "orpo"}, "use another --task .sft, classify, dpo, dpo_logits, kto, grpo, rloo."),
         ({"images": ("1@0x5",)}, "expected N@WxH"),
     ):
         with pytest.raises(UsageError, match=said):

@@ -37,7 +37,11 @@ LORA = {"method": "lora", "rank": 4, "targets": ("all-linear",), "recipe": "trl"
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.slow] if name in SLOWLY else []) for name in VIDEOS if name in ALL],
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in SLOWLY else [])
+        for name in VIDEOS
+        if name in ALL
+    ],
 )
 def test_every_video_trains_the_tower(name: str) -> None:
     found = trace(ALL[name], setup_of(images=(VIDEO,)))
@@ -105,7 +109,9 @@ def test_the_batch_is_that_of_trls_collator(task: str) -> None:
 def test_both_rows_of_a_pair_are_seen() -> None:
     """The tower saves what it makes of the picture of each row."""
     config = CONFIGS["gemma3"]
-    pictures, text = (trace(config, setup_of(**LORA, task="dpo", images=(what,))) for what in ("1@56x56", "none"))
+    pictures, text = (
+        trace(config, setup_of(**LORA, task="dpo", images=(what,))) for what in ("1@56x56", "none")
+    )
     rows, patches, hidden, blocks = 2 * 2, 16, 48, 3
     saved = [found.moment("forward").components["activations"] for found in (pictures, text)]
     assert saved[0] - saved[1] > 2 * blocks * 8 * rows * patches * hidden

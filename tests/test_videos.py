@@ -76,9 +76,7 @@ def words_of(text: str, special: tuple[str, ...]) -> int:
     """Tokens of a prompt: its special ones, words, signs and single digits."""
     parts = re.split("|".join(map(re.escape, special)), text)
     marked = len(parts) - 1
-    return marked + sum(
-        len(re.findall(r" ?[A-Za-z]+|\d| ?[^\sA-Za-z\d]+|\n+|\s", part)) for part in parts
-    )
+    return marked + sum(len(re.findall(r" ?[A-Za-z]+|\d| ?[^\sA-Za-z\d]+|\n+|\s", part)) for part in parts)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -1,5 +1,5 @@
-"""The pictures and videos of an example, as a setup says them: their sizes, what they add to the sequence, and what they
-exclude.
+"""The pictures and videos of an example, as a setup says them: their sizes, what they add to the sequence,
+and what they exclude.
 """
 
 from __future__ import annotations
@@ -104,6 +104,8 @@ def length_of(config: Mapping[str, Any], setup: Any) -> int:
 def contradictions(s: Any) -> list[tuple[bool, str]]:
     """Choices that pictures exclude, each with the sentence that says so and what to do instead."""
     with_pictures, said = bool(read_sizes(s.images)), f"images {','.join(s.images)}"
+    why = WITHOUT.get(s.task, "memplan has no rule for them")
+    others = ", ".join(task.name for task in TASKS.values() if task.pictures)
     return [
         (
             with_pictures and s.packed_documents > 1,
@@ -112,9 +114,8 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
         ),
         (
             with_pictures and not TASKS[s.task].pictures,
-            f"{said}: task '{s.task}' has no pictures, {WITHOUT.get(s.task, 'memplan has no rule for them')}: "
-            f"use --task {' or '.join(name for name, task in TASKS.items() if task.pictures)}, or leave "
-            "--images out",
+            f"{said}: task '{s.task}' has no pictures, {why}: leave --images out, or use another --task "
+            f"({others})",
         ),
         (
             with_pictures and s.device == "cpu",
@@ -128,7 +129,7 @@ WITHOUT = {
     "reward": _TEXT_ALONE.format("trainer/reward_trainer.py DataCollatorForPreference"),
     "orpo": _TEXT_ALONE.format("experimental/orpo/orpo_trainer.py DPODataCollatorWithPadding"),
     "cpo": _TEXT_ALONE.format("experimental/cpo/cpo_trainer.py DPODataCollatorWithPadding"),
-    "prm": _TEXT_ALONE.format("experimental/prm/prm_trainer.py"),
+    "prm": "whose trainer takes rows of text alone (trl 1.0 experimental/prm/prm_trainer.py)",
     "mlm": "whose models read text",
     "seq2seq": "whose models read text or sounds",
 }
@@ -211,7 +212,9 @@ def said_of(config: Mapping[str, Any], setup: Any) -> str:
     beside = setup.sequence_length - tokens - markers
     sources = {video_rule_of(config).source if each.frames else rule_of(config).source for each in made}
     kinds = " and ".join(
-        kind for kind, there in (("pictures", lambda f: not f), ("videos", bool)) if any(there(e.frames) for e in made)
+        kind
+        for kind, there in (("pictures", lambda f: not f), ("videos", bool))
+        if any(there(e.frames) for e in made)
     )
     return (
         f"{kinds} {','.join(setup.images)}: {tokens:,} tokens and {markers:,} around them, {beside:,} of "

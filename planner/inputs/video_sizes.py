@@ -23,8 +23,8 @@ from memplan.planner.tables.pictures import PictureRule
 from memplan.planner.tables.videos import VIDEOS, VideoRule
 
 CLOCK_WORDS, NUMBER_WORDS, SECOND_WORDS = 10, 4, 4
-"""Tokens of '\\nFrame from 00:00:', of 'Frame: ' and the line's end, of '<. seconds>': words, signs and single
-digits (the tokenizers of SmolLM2, Qwen2 and Qwen3), of which the last two have more.
+"""Tokens of '\\nFrame from 00:00:', of 'Frame: ' and the line's end, of '<. seconds>': words, signs and
+single digits (the tokenizers of SmolLM2, Qwen2 and Qwen3), of which the last two have more.
 """
 
 
@@ -122,17 +122,13 @@ def _patches_of(at: Sizes, rule: VideoRule, frames: int, high: int, wide: int) -
     return Picture(tokens, 0, 1, high, wide, (high, wide), frames=frames, grid=grid, parts=parts)
 
 
-def _bounded(
-    rule: VideoRule, at: Sizes, frames: int, height: int, width: int, limits: Limits
-) -> Picture:
+def _bounded(rule: VideoRule, at: Sizes, frames: int, height: int, width: int, limits: Limits) -> Picture:
     factor = at.vision_number("patch_size") * at.vision_number("spatial_merge_size")
     high, wide = smart_resize(height, width, factor, limits.least or rule.least, limits.most or rule.most)
     return _patches_of(at, rule, frames, high, wide)
 
 
-def _budget(
-    rule: VideoRule, at: Sizes, frames: int, height: int, width: int, limits: Limits
-) -> Picture:
+def _budget(rule: VideoRule, at: Sizes, frames: int, height: int, width: int, limits: Limits) -> Picture:
     """Bounds of frames times pixels, frames being an even number of them (transformers 5.24
     models/qwen3_vl/video_processing_qwen3_vl.py smart_resize).
     """
@@ -161,9 +157,7 @@ def _at_least(height: int, width: int, factor: int) -> tuple[int, int]:
     return int(height * scale), int(width * scale)
 
 
-def _squares(
-    rule: VideoRule, at: Sizes, frames: int, height: int, width: int, limits: Limits
-) -> Picture:
+def _squares(rule: VideoRule, at: Sizes, frames: int, height: int, width: int, limits: Limits) -> Picture:
     pictured: PictureRule = at.rule
     if pictured.arithmetic == "splits":
         each = at.features // at.number("scale_factor") ** 2

@@ -1,5 +1,6 @@
-"""The pictures and videos in a batch: placeholder tokens among the input ids, and the tensors that a model's processor
-makes for its tower, in the processor's shapes and dtypes (transformers 5.24 models/*/processing_*.py).
+"""The pictures and videos in a batch: placeholder tokens among the input ids, and the tensors that a model's
+processor makes for its tower, in the processor's shapes and dtypes (transformers 5.24
+models/*/processing_*.py).
 """
 
 from __future__ import annotations
@@ -74,9 +75,7 @@ def of_prompts(
     return tensors(config, setup.with_(sequence_length=sizes.prompt), sizes.rows, device)
 
 
-def of_rows(
-    config: Any, setup: Setup, sizes: GeneratedRows, device: torch.device
-) -> dict[str, torch.Tensor]:
+def of_rows(config: Any, setup: Setup, sizes: GeneratedRows, device: torch.device) -> dict[str, torch.Tensor]:
     """The same of prompts and completions: a completion has no pictures."""
     found = of_prompts(config, setup, sizes, device)
     name = rule_of(config.to_dict()).kinds if found else ""
@@ -86,9 +85,7 @@ def of_rows(
     return found
 
 
-def part(
-    shown: Mapping[str, torch.Tensor], rows: int, first: int, last: int
-) -> dict[str, torch.Tensor]:
+def part(shown: Mapping[str, torch.Tensor], rows: int, first: int, last: int) -> dict[str, torch.Tensor]:
     """What rows `first` to `last` of `rows` rows show: each has equally much."""
     found = {}
     for name, tensor in shown.items():
