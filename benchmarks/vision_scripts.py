@@ -10,9 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from memplan.planner.inputs.pictures import WITHOUT
-from memplan.planner.tables.pictures import PICTURES
-from memplan.planner.tables.tasks import TASKS
+from memplan.planner.tables.pictures import PICTURES, WITH_PICTURES, WITHOUT
 from memplan.planner.tables.videos import VIDEOS
 
 HEAD = """
@@ -314,7 +312,7 @@ def section() -> str:
         f"| `{rule.model_type}` | {rule.frames} | {rule.fps or 'said'} | {rule.source} |"
         for rule in VIDEOS.values()
     )
-    shown = ", ".join(f"`{task.name}`" for task in TASKS.values() if task.pictures)
+    shown = ", ".join(f"`{name}`" for name in WITH_PICTURES)
     without = ", ".join(f"`{name}`" for name in WITHOUT)
     return SECTION.format(
         pictures="\n".join(pictures),

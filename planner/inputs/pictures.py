@@ -12,8 +12,7 @@ from memplan.planner.inputs import sounds
 from memplan.planner.inputs.picture_sizes import Limits, Picture, has_tower, picture, rule_of
 from memplan.planner.inputs.video_sizes import FrameLimits, Seen, video, video_rule_of
 from memplan.planner.tables.errors import UsageError, shown
-from memplan.planner.tables.pictures import USUAL, USUAL_VIDEO
-from memplan.planner.tables.tasks import TASKS
+from memplan.planner.tables.pictures import USUAL, USUAL_VIDEO, WITH_PICTURES, WITHOUT
 from memplan.planner.tables.videos import VIDEOS
 
 NONE = "none"
@@ -105,7 +104,7 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
     """Choices that pictures exclude, each with the sentence that says so and what to do instead."""
     with_pictures, said = bool(read_sizes(s.images)), f"images {','.join(s.images)}"
     why = WITHOUT.get(s.task, "memplan has no rule for them")
-    others = ", ".join(task.name for task in TASKS.values() if task.pictures)
+    others = ", ".join(WITH_PICTURES)
     return [
         (
             with_pictures and s.packed_documents > 1,
@@ -113,7 +112,7 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
             "has no rule for stacks that do: leave packing out",
         ),
         (
-            with_pictures and not TASKS[s.task].pictures,
+            with_pictures and s.task not in WITH_PICTURES,
             f"{said}: task '{s.task}' has no pictures, {why}: leave --images out, or use another --task "
             f"({others})",
         ),
@@ -122,18 +121,6 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
             f"{said}: pictures have no rule for device cpu: leave --device out",
         ),
     ]
-
-
-_TEXT_ALONE = "whose trainer's collator takes text alone (trl 1.16 {})"
-WITHOUT = {
-    "reward": _TEXT_ALONE.format("trainer/reward_trainer.py DataCollatorForPreference"),
-    "orpo": _TEXT_ALONE.format("experimental/orpo/orpo_trainer.py DPODataCollatorWithPadding"),
-    "cpo": _TEXT_ALONE.format("experimental/cpo/cpo_trainer.py DPODataCollatorWithPadding"),
-    "prm": "whose trainer takes rows of text alone (trl 1.0 experimental/prm/prm_trainer.py)",
-    "mlm": "whose models read text",
-    "seq2seq": "whose models read text or sounds",
-}
-"""Why a task has no pictures."""
 
 
 def lengths(config: Mapping[str, Any], setup: Any) -> dict[str, int]:

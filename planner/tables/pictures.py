@@ -132,3 +132,22 @@ WITHOUT_SIZES = (
     "the vision tower trains",
 )
 """What a training file's keys of pictures move, and what is counted once a setup says their sizes."""
+
+WITH_PICTURES = ("sft", "classify", "dpo", "dpo_logits", "kto", "grpo", "rloo")
+"""Tasks whose trainers' own collators take pictures and videos beside the text (trl 1.16 trainer/sft_trainer.py
+DataCollatorForVisionLanguageModeling, dpo_trainer.py DataCollatorForVisionPreference, kto_trainer.py
+DataCollatorForVisionUnpairedPreference, grpo_trainer.py and rloo_trainer.py _tokenize_prompts; LLaMA-Factory
+0.9.5 data/collator.py PairwiseDataCollatorWithPadding; transformers 5.24 models/gemma3/modeling_gemma3.py
+Gemma3ForSequenceClassification).
+"""
+
+_TEXT_ALONE = "whose trainer's collator takes text alone (trl 1.16 {})"
+WITHOUT = {
+    "reward": _TEXT_ALONE.format("trainer/reward_trainer.py DataCollatorForPreference"),
+    "orpo": _TEXT_ALONE.format("experimental/orpo/orpo_trainer.py DPODataCollatorWithPadding"),
+    "cpo": _TEXT_ALONE.format("experimental/cpo/cpo_trainer.py DPODataCollatorWithPadding"),
+    "prm": "whose trainer takes rows of text alone (trl 1.0 experimental/prm/prm_trainer.py)",
+    "mlm": "whose models read text",
+    "seq2seq": "whose models read text or sounds",
+}
+"""Why a task has no pictures."""

@@ -54,8 +54,6 @@ class Task:
     """Whether the formula has a rule for it; else the trace answers alone."""
     companion: str = ""
     """The Setup field that names a model which the task cannot do without."""
-    pictures: bool = False
-    """Whether its trainer's own collator takes pictures and videos beside the text."""
     dropout: bool = True
     """False: the trainer sets the probability of every nn.Dropout to 0."""
     stacks: tuple[str, ...] = ()
@@ -82,13 +80,11 @@ TASKS: dict[str, Task] = _table(
     Task(
         name="sft",
         summary="next-token loss on one row for each example",
-        pictures=True,
         source="transformers 5.24 loss/loss_utils.py",
     ),
     Task(
         name="classify",
         summary="a pooled head of num_labels outputs, one label for each row",
-        pictures=True,
         source="transformers 5.24 modeling_layers.py GenericForSequenceClassification, data/data_collator.py "
         "DataCollatorWithPadding",
         head="pooled",
@@ -124,7 +120,6 @@ TASKS: dict[str, Task] = _table(
     Task(
         name="dpo",
         summary="log-probabilities of a chosen and a rejected row, by the model and by a reference model",
-        pictures=True,
         source="trl 1.16 trainer/dpo_trainer.py DPOTrainer._compute_loss, DataCollatorForPreference; "
         "trainer/dpo_config.py disable_dropout",
         rows=2,
@@ -138,7 +133,6 @@ TASKS: dict[str, Task] = _table(
         name="dpo_logits",
         summary="as dpo, each log-probability from whole logits in fp32 and their log-softmax: torchtune's and "
         "LLaMA-Factory's own trainers",
-        pictures=True,
         source="LLaMA-Factory ff6d4d12e train/dpo/trainer.py concatenated_forward, train/trainer_utils.py "
         "get_batch_logps; torchtune bd2a0fc7c recipes/lora_dpo_single_device.py, rlhf/sequence_processing.py",
         rows=2,
@@ -149,10 +143,22 @@ TASKS: dict[str, Task] = _table(
         defaults={"loss": "full"},
     ),
     Task(
+        name="dpo_whole",
+        summary="as dpo, from whole logits, which live until the metrics are there: TRL before 1.13, which axolotl "
+        "pins",
+        source="trl 1.9 trainer/dpo_trainer.py DPOTrainer._compute_loss, trainer/utils.py selective_log_softmax, "
+        "entropy_from_logits; axolotl 0.19 core/trainers/dpo/trainer.py",
+        rows=2,
+        sequences=("input_ids", "attention_mask", "completion_mask"),
+        reference=True,
+        dropout=False,
+        stacks=("hf", "trl", "axolotl"),
+        defaults={"loss": "full"},
+    ),
+    Task(
         name="kto",
         summary="log-probabilities of one row for each example, and of another's completion, by the model and by a "
         "reference model",
-        pictures=True,
         source="trl 1.16 trainer/kto_trainer.py KTOTrainer._compute_loss, _compute_kl_logps, "
         "DataCollatorForUnpairedPreference; trainer/kto_config.py disable_dropout",
         sequences=(
@@ -211,7 +217,6 @@ TASKS: dict[str, Task] = _table(
     Task(
         name="grpo",
         summary="completions sampled from the model, then the clipped ratio of their log-probabilities",
-        pictures=True,
         source="trl 1.16 trainer/grpo_trainer.py GRPOTrainer._generate_single_turn, "
         "_generate_and_score_completions, _compute_loss; grpo_config.py",
         generates=True,
@@ -223,7 +228,6 @@ TASKS: dict[str, Task] = _table(
         name="rloo",
         summary="completions sampled from the model, scored by it and by a reference model, then the clipped ratio "
         "of whole rows' probabilities",
-        pictures=True,
         source="trl 1.16 trainer/rloo_trainer.py RLOOTrainer._generate_and_score_completions, _compute_loss; "
         "rloo_config.py beta",
         generates=True,
