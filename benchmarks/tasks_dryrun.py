@@ -408,9 +408,9 @@ other, and the evaluation of a model that FSDP or ZeRO divides (no verdict of `f
 Scripts that call the trainers as their documentation does, on PyTorch's CUDA build without a GPU
 ([dry-run.md](dry-run.md)): torch 2.12 (pictures, videos and sounds: 2.14), transformers 5.24, peft 0.21, trl
 1.16, random weights. Peak allocated, and by how much predictions differ from it. Models are loaded on the
-GPU, as TRL's trainers do; a classifier that is loaded on the host first has its adapters between its weights,
-which moved one peak by 0.45 % (blocks are split in another order). `python benchmarks/tasks_dryrun.py --python
-CUDA_PYTHON` repeats it.
+GPU, as TRL's trainers do; a classifier that is loaded on the host first has its adapters between its
+weights, which moved one peak by 0.45 % (blocks are split in another order). `python
+benchmarks/tasks_dryrun.py --python CUDA_PYTHON` repeats it.
 
 The formula's peak is the sum of its tensors. The allocator hands out blocks, which can be larger: a request
 of 19 MiB is served by a segment of 20 MiB, whose last MiB is not split off (c10/cuda/CUDACachingAllocator.cpp
