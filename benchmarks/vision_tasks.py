@@ -177,13 +177,10 @@ def script(task: str, model: str) -> str:
 
 SHOWN = (
     ("sft", "qwen2.5-vl-3b", "lora", 1, 2048, True, (640, 480, 8), ()),
-    ("sft", "qwen2.5-vl-3b", "full", 1, 2048, True, (448, 336, 6), ()),
     ("sft", "qwen3-vl-2b", "lora", 2, 2048, True, (640, 480, 8), ()),
-    ("sft", "qwen3-vl-2b", "full", 1, 1024, False, (320, 240, 7), ()),
     ("sft", "smolvlm-500m", "lora", 2, 2048, True, (640, 480, 8), ()),
     ("sft", "smolvlm-500m", "full", 1, 1024, False, (512, 512, 4), ()),
     ("dpo", "qwen2.5-vl-3b", "lora", 1, 1024, True, (640, 480, 0), ()),
-    ("dpo", "qwen3-vl-2b", "full", 1, 768, True, (448, 448, 0), ()),
     ("dpo", "smolvlm-500m", "lora", 2, 1536, True, (640, 480, 0), ()),
     ("dpo", "gemma-3-4b-it", "lora", 1, 768, True, (896, 896, 0), ()),
     ("classify", "gemma-3-4b-it", "lora", 2, 512, True, (896, 896, 0), ()),
