@@ -3,7 +3,8 @@
 `python benchmarks/tasks_dryrun.py --python CUDA_PYTHON` runs what is not in tasks_dryrun.json yet and keeps
 it there; `--page > docs/tasks.md` writes the page. The scripts are TRL's and transformers' trainers as their
 documentation calls them, with random weights, over stub libraries: nothing here runs on a GPU. CUDA_PYTHON
-needs torch, transformers, peft, trl, datasets and triton, without which TRL folds logits by other tensors.
+needs torch, transformers, peft, trl, datasets and triton, without which TRL folds logits by other tensors,
+and torchvision and num2words for videos.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from statistics import median
 from typing import Any
 
 import vision_scripts
+import vision_tasks
 from tasks_scripts import CONFIGS, HEAD, SCRIPTS
 
 from memplan.planner.formula.engine import plan, replay_of
@@ -46,8 +48,9 @@ class Case:
     checkpoints: bool
     gpu: str
     sampled: tuple[int, ...] = ()  # of a task that generates: completion tokens, micro-batches of a step
-    picture: tuple[int, int] = (0, 0)
-    """Width and height of an example's picture, or bins and frames of its sound; zeros: text alone."""
+    picture: tuple[int, ...] = (0, 0)
+    """Width and height of an example's picture, frames too of a video (0: a picture, by the model's whole
+    processor), or bins and frames of its sound; zeros: text alone."""
     said: Mapping[str, Any] = field(default_factory=dict)
     """Setup fields of the task's own."""
 
@@ -68,13 +71,17 @@ class Case:
     @property
     def beside(self) -> str:
         """What an example has beside its tokens, "" for text alone."""
-        width, height = self.picture
-        return f"{width}x{height}" if width else ""
+        return "x".join(str(size) for size in self.picture if size)
 
     @property
     def targets(self) -> str:
         """The layers that the script adapts."""
         return "peft-default" if self.task == "prm" else "all-linear"
+
+    @property
+    def whole(self) -> bool:
+        """Whether the script is one of benchmarks/vision_tasks.py."""
+        return len(self.picture) == 3
 
     @property
     def heard(self) -> bool:
@@ -99,7 +106,9 @@ class Case:
             {
                 "task": self.task,
                 "recipe": "hf"
-                if self.task in (*OF_TRANSFORMERS, "embed") or self.model in vision_scripts.OF_TRAINER
+                if self.task in (*OF_TRANSFORMERS, "embed")
+                or (self.task == "sft" and self.whole)
+                or (self.model in vision_scripts.OF_TRAINER and not self.whole)
                 else "trl",
                 "method": self.method,
                 "micro_batch": self.batch,
@@ -213,6 +222,8 @@ def cases() -> Iterator[Case]:
         task = "seq2seq" if model.startswith("whisper") else "sft"
         for gpu in GPUS:
             yield Case(task, model, method, batch, tokens, checkpoints, gpu, picture=picture)
+    for *shape, picture, own in vision_tasks.SHOWN:
+        yield from (Case(*shape, gpu, own, picture) for gpu in GPUS)
     for task, *shape in ALONE:
         yield from (Case(task, *shape, gpu) for gpu in GPUS)
     for *shape, own, said in SAMPLED:
@@ -237,6 +248,15 @@ def judged(kept: dict[str, Any]) -> list[Case]:
     return [case for case in cases() if "formula" in kept.get(case.label, ())]
 
 
+def script(case: Case) -> str:
+    """What the case runs."""
+    if case.whole:
+        return vision_tasks.script(case.task, case.model)
+    if case.beside:
+        return vision_scripts.HEAD + vision_scripts.SCRIPTS[case.model]
+    return HEAD + SCRIPTS[case.task]
+
+
 def dry_run(case: Case, python: str) -> dict[str, int]:
     """Peak allocated and reserved bytes of the script, over stub libraries."""
     with tempfile.TemporaryDirectory() as name:
@@ -245,9 +265,8 @@ def dry_run(case: Case, python: str) -> dict[str, int]:
         for beside in COMPANIONS.keys() & case.said.keys():
             (folder / beside).mkdir()
             (folder / beside / "config.json").write_text(json.dumps(find(case.said[beside]).config))
-        text = HEAD + SCRIPTS[case.task] if not case.beside else vision_scripts.HEAD
-        (folder / "train.py").write_text(text + vision_scripts.SCRIPTS.get(case.model, ""))
-        more = case.picture if case.beside else case.sampled
+        (folder / "train.py").write_text(script(case))
+        more = (case.picture if case.beside else ()) + case.sampled
         sizes = tuple(map(str, (case.batch, case.tokens, int(case.checkpoints), *more)))
         words = ("python", str(folder / "train.py"), name, case.method, *sizes, *case.words)
         request = Rehearsal(words, find_gpu(case.gpu), python=python, random_weights=True)
@@ -442,7 +461,7 @@ other, and the evaluation of a model that FSDP or ZeRO divides (no verdict of `f
 ## Checked by dry runs
 
 Scripts that call the trainers as their documentation does, on PyTorch's CUDA build without a GPU
-([dry-run.md](dry-run.md)): torch 2.12 (pictures and sounds: 2.14), transformers 5.24, peft 0.21, trl
+([dry-run.md](dry-run.md)): torch 2.12 (pictures, videos and sounds: 2.14), transformers 5.24, peft 0.21, trl
 1.16, random weights (PPO: trl 1.12, since trl 1.13 has it no more). Peak allocated, and by how much
 predictions differ from it. Models are loaded on the GPU, as TRL's trainers do; a classifier that is
 loaded on the host first has its adapters between its weights, which moved one peak by 0.45 % (blocks are

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from memplan.planner.tables.pictures import PICTURES
+from memplan.planner.tables.pictures import PICTURES, WITH_PICTURES, WITHOUT
+from memplan.planner.tables.videos import VIDEOS
 
 HEAD = """
 import sys
@@ -263,9 +264,10 @@ BESIDE = (
 )
 """Pictures and sounds, with the tower trained or adapted too."""
 
-SECTION = """## Pictures and sounds
+SECTION = """## Pictures, videos and sounds
 
-`--images 1@1024x768` says the pictures of one example (several sizes with commas; `none`: text alone). Their
+`--images 1@1024x768` says the pictures of one example (several sizes with commas; `none`: text alone),
+`1@1280x720x16` a video of 16 frames, `1@1280x720x30s` one of 30 seconds. Their
 tokens, by the arithmetic of the model's own processor, are part of `--seq`; `--set text_length=N` adds N
 tokens of text to them instead. The trace then runs the real class with pixel values of that shape; the
 formula counts the weights of the tower and refuses pictures, and plan answers with the trace. Without sizes a
@@ -278,12 +280,43 @@ picture.
 |---|---|---|
 {pictures}
 
+Frames are those that reach the model: `--set video_frames=N` is the most that are taken of a video,
+`video_fps` how many of a second where seconds are said. `video_max_pixels` and `video_min_pixels` bound a
+frame (`bounded`) or all of a video's frames (`budget`), `video_scaled_to` is as for pictures. The words that
+a processor puts before each frame (its time or number) are counted as their signs and digits; of the sentence
+that SmolVLM puts before a video, up to 2 tokens may lack.
+
+| model type | frames | taken of a second | read in |
+|---|---|---|---|
+{videos}
+
+```console
+$ memplan qwen2.5-vl-7b --method lora --images 1@1280x720x8 --gpu a100-80gb
+```
+
+Pictures go with the tasks {tasks}, as their trainers' own collators take them: both rows of a
+pair have the picture, a prompt's is read by the first sampled token, by the scores and by the step.
+{without}
+The reason for others is told. GRPO's images are in prompts; tools that answer with pictures are not counted.
+
 Whisper is trained with `--task seq2seq`: every sound is 3,000 frames, `--set target_length=N` the tokens of a
-transcript. Other processors, videos and packed pictures are refused.
+transcript. Other processors (Gemma 3n and 4, LLaVA-OneVision, LLaVA-NeXT-Video) and packed pictures are
+refused.
 """
 
 
 def section() -> str:
-    """The part of docs/tasks.md about pictures and sounds."""
-    rows = (f"| `{rule.model_type}` | {rule.arithmetic} | {rule.source} |" for rule in PICTURES.values())
-    return SECTION.format(pictures="\n".join(rows))
+    """The part of docs/tasks.md about pictures, videos and sounds."""
+    pictures = (f"| `{rule.model_type}` | {rule.arithmetic} | {rule.source} |" for rule in PICTURES.values())
+    videos = (
+        f"| `{rule.model_type}` | {rule.frames} | {rule.fps or 'said'} | {rule.source} |"
+        for rule in VIDEOS.values()
+    )
+    shown = ", ".join(f"`{name}`" for name in WITH_PICTURES)
+    without = ", ".join(f"`{name}`" for name in WITHOUT)
+    return SECTION.format(
+        pictures="\n".join(pictures),
+        videos="\n".join(videos),
+        tasks=shown,
+        without=f"The libraries of {without} have no pictures.",
+    )

@@ -7,6 +7,7 @@ import pytest
 
 from memplan.planner.importers import hf, peft, trl
 from memplan.planner.importers.files import FORMATS, read_document, read_training_file
+from memplan.planner.importers.launch import read_launch
 from memplan.planner.importers.rules import find_rule
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import resolve
@@ -128,8 +129,8 @@ def test_the_page_of_formats_is_not_stale():
         (
             "model_name_or_path: Qwen/Qwen3-VL-8B-Instruct\nstage: sft\ndo_train: true\n"
             "finetuning_type: lora\ntemplate: qwen3_vl\nimage_max_pixels: 262144\n"
-            "freeze_vision_tower: false\n",
-            ["image_max_pixels", "freeze_vision_tower"],
+            "freeze_vision_tower: false\nvideo_max_pixels: 16384\nvideo_maxlen: 16\nvideo_fps: 1.0\n",
+            ["image_max_pixels", "freeze_vision_tower", "video_max_pixels", "video_maxlen", "video_fps"],
         ),
         (
             "base_model: Qwen/Qwen3-VL-8B-Instruct\nprocessor_type: AutoProcessor\nadapter: lora\nlora_r: 8\n"
@@ -143,6 +144,19 @@ def test_a_run_on_pictures_is_a_lower_bound(tmp_path, text, keys):
     imported = read_training_file(path)
     for key in keys:
         assert any(key in missing for missing in imported.not_modelled()), key
+
+
+def test_variables_before_swift_are_read():
+    """ms-swift and qwen-vl-utils read them; another program's are its own."""
+    line = (
+        "MAX_PIXELS=602112 VIDEO_MAX_PIXELS=50176 FPS_MAX_FRAMES=12 swift sft --model a/b --max_length 2048"
+    )
+    imported = read_launch(line.split())
+    said = {"image_scaled_to": 602112, "video_scaled_to": 50176, "video_frames": 12}
+    assert said.items() <= imported.fields.items()
+    assert any("video_max_pixels" in missing for missing in imported.not_modelled())
+    other = read_launch(["VIDEO_MAX_PIXELS=50176", "trl", "sft", "--model_name_or_path", "a"])
+    assert "video_scaled_to" not in other.fields
 
 
 AXOLOTL = "base_model: a\nmicro_batch_size: 1\nadapter: lora\nlora_r: 8\nlora_target_modules: [q_proj]\n"

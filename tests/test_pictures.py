@@ -23,6 +23,7 @@ import transformers
 from PIL import Image
 
 from memplan.planner.inputs.pictures import Limits, Picture, picture, read_sizes
+from memplan.planner.inputs.video_sizes import Seen
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.pictures import PICTURES
 
@@ -71,10 +72,14 @@ def made(name: str, width: int, height: int, limits: Limits | None = None) -> Pi
     return picture(CONFIGS[name], width, height, limits or Limits())
 
 
+def source_of(path: str) -> str:
+    """One of transformers' modules as it is written."""
+    return (Path(transformers.__file__).parent / path).read_text(encoding="utf-8")
+
+
 def functions_of(path: str) -> dict[str, Any]:
     """The functions of one of transformers' modules, which asks for torchvision when it is imported."""
-    source = (Path(transformers.__file__).parent / path).read_text(encoding="utf-8")
-    found = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
+    found = [node for node in ast.parse(source_of(path)).body if isinstance(node, ast.FunctionDef)]
     names: dict[str, Any] = {
         "torch": torch,
         "math": math,
@@ -213,7 +218,7 @@ def test_every_row_has_its_arithmetic_checked() -> None:
         ("0@10x10", "expected N@WxH"),
         ("10", "expected N@WxH"),
         ("1@10x0", "expected N@WxH"),
-        ("1@10x10x10", "expected N@WxH"),
+        ("1@10x10x", "expected N@WxH"),
         ("-1@10x10", "expected N@WxH"),
         ("1e3@10x10", "expected N@WxH"),
     ],
@@ -224,7 +229,7 @@ def test_a_size_that_cannot_be_read_is_refused(written: str, said: str) -> None:
 
 
 def test_sizes_are_read() -> None:
-    assert read_sizes(("2@640x480", "10x20")) == [(640, 480), (640, 480), (10, 20)]
+    assert read_sizes(("2@640x480", "10x20")) == [*[Seen(640, 480)] * 2, Seen(10, 20)]
     assert read_sizes(("none",)) == [] and read_sizes(()) == []
 
 

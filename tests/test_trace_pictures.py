@@ -197,7 +197,8 @@ def test_the_sequence_is_text_and_pictures() -> None:
 def test_what_pictures_exclude() -> None:
     for fields, said in (
         ({"packed_documents": 4}, "contradicts images"),
-        ({"task": "dpo"}, "task 'dpo' has no rule for pictures"),
+        ({"task": "reward"}, "task 'reward' has no pictures, whose trainer's collator takes text alone"),
+        ({"task": "orpo"}, "use another --task .sft, classify, dpo, dpo_logits, kto, grpo, rloo."),
         ({"images": ("1@0x5",)}, "expected N@WxH"),
     ):
         with pytest.raises(UsageError, match=said):

@@ -21,6 +21,7 @@ from memplan.validate.questions.leftover import Leftover, leftover
 from memplan.validate.questions.parts import split
 from memplan.validate.questions.question import Question
 from memplan.validate.questions.run_size import refuse_unused, run_size
+from memplan.validate.questions.shown import shown_of
 from memplan.validate.questions.spelling import spelling
 from memplan.validate.reading import Assumption, B, E, Reading
 from memplan.validate.vocabulary import UNANSWERED, WIDE
@@ -60,6 +61,7 @@ def _read_part(text: str, empty: Question, before: Question | None) -> list[Ques
     models = named_models(reading)
     host = host_memory(reading)
     _unanswered(reading)
+    shown_of(reading)
     denied = negated(reading)
     claimed = claims_of(reading, weights=re.search(WEIGHTS_ALONE, text) is not None)
     pairs = numbers_of(reading)

@@ -81,8 +81,8 @@ _OPTIONS = (
     click.option(
         "--images",
         metavar="N@WxH",
-        help="Pictures of one example and their pixels, such as 1@1024x768 (several sizes with commas), or "
-        "none. They are part of the sequence.",
+        help="Pictures of one example and their pixels, such as 1@1024x768 (several sizes with commas), "
+        "videos with their frames, such as 1@1280x720x16, or none. They are part of the sequence.",
     ),
     click.option("--rank", type=int, metavar="N", help="Adapter rank."),
     click.option("--targets", metavar="A,B | all-linear | attention", help="Modules to attach adapters to."),

@@ -27,6 +27,7 @@ from memplan.planner.importers.fsdp import strategy
 from memplan.planner.importers.launch_line import Line, take_apart, unknown_variables
 from memplan.planner.importers.rules import Facts, Imported, integer
 from memplan.planner.importers.sharding import finish_accelerate, stage_in_name
+from memplan.planner.importers.swift import VARIABLES
 from memplan.planner.importers.tasks import rules_of, script_task
 from memplan.planner.importers.words import pairs, read_script
 from memplan.planner.tables.errors import UsageError, shorten
@@ -162,6 +163,10 @@ def _own_words(line: Line, folder: Path, name: str) -> Imported:
         raise UsageError(f"{name} {shorten(what, 20)} does not train: expected {name} {' or '.join(trains)}")
     if what == "rlhf":
         line.notes.append("swift rlhf: the models and rows beside the trained one's are not modeled")
+    said = VARIABLES if name == "swift" else ()
+    line.words += [
+        f"--{each.lower()}={line.environment[each]}" for each in said if line.environment.get(each)
+    ]
     return _options(line, folder, name)
 
 

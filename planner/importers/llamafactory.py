@@ -174,6 +174,9 @@ RULES: dict[str, Rule] = {
     "freeze_vision_tower": use("vision_tower", frozen),
     "freeze_multi_modal_projector": use("projector", frozen),
     "image_max_pixels": use("image_scaled_to", integer),
+    "video_max_pixels": use("video_scaled_to", integer),
+    "video_fps": use("video_fps", number),
+    "video_maxlen": use("video_frames", integer),
     **{name: not_modelled(PICTURES, errs="low") for name in ("image_*", "video_*")},
     "max_length": Rule("ignored", why="generation only"),
 }
@@ -193,8 +196,9 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
             f"stage {facts['_stage']}: the models and the loss beside the trained one are not modeled"
         )
     lacks = {"freeze_vision_tower": TOWER} if facts.get("vision_tower") == "trained" else {}
-    if "image_scaled_to" in facts:
-        lacks["image_max_pixels"] = PICTURES
+    shown = {"image_scaled_to": "image_max_pixels", "video_scaled_to": "video_max_pixels"}
+    shown |= {"video_frames": "video_maxlen", "video_fps": "video_fps"}
+    lacks |= {key: PICTURES for name, key in shown.items() if name in facts}
     if facts.get("_asft") and facts.get("_type") == "full":
         facts["task"] = "asft"
     elif facts.get(

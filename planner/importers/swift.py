@@ -69,6 +69,10 @@ RULES: dict[str, Rule] = {
     "max_pixels": use("image_scaled_to", integer),
     "use_galore": not_modelled("ms-swift's own GaLore, whose states are smaller than AdamW's", errs="high"),
     **ignored("details of something that is reported where it is on", "galore_*"),
+    "video_max_pixels": use("video_scaled_to", integer),
+    "fps": use("video_fps", number),
+    "fps_max_frames": use("video_frames", integer),
+    **{name: not_modelled(PICTURES, errs="low") for name in ("video_max_token_num", "image_max_token_num")},
     "rlhf_type": not_modelled("preference training holds more rows and models", errs="low"),
     "use_vllm": not_modelled("a generation engine beside the trainer", errs="low"),
     "sequence_parallel_size": not_modelled("a row is shared among GPUs", (1, "1"), errs="high"),
@@ -85,6 +89,13 @@ RULES: dict[str, Rule] = {
     ),
     **ignored("numbers of the optimizer", "aligner_lr vit_lr"),
 }
+
+
+VARIABLES = (
+    *("MAX_PIXELS", "VIDEO_MAX_PIXELS", "FPS", "FPS_MAX_FRAMES"),
+    *("IMAGE_MAX_TOKEN_NUM", "VIDEO_MAX_TOKEN_NUM"),
+)
+"""Variables before its launch line, which it and qwen-vl-utils read (qwen_vl_utils/vision_process.py)."""
 
 
 def recognize(document: Mapping[str, Any]) -> bool:
@@ -125,8 +136,9 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
             facts.pop(name, None)
         if facts.get("quant_type") in ("nf4", "fp4"):
             facts.pop("quant_type")
-    if facts.get("image_scaled_to"):
-        facts["_lacks"] = {"max_pixels": PICTURES}
+    shown = {"image_scaled_to": "max_pixels", "video_scaled_to": "video_max_pixels"}
+    shown |= {"video_frames": "fps_max_frames", "video_fps": "fps"}
+    facts["_lacks"] = {key: PICTURES for name, key in shown.items() if facts.get(name)}
     if facts.get("vision_tower") == "trained":
         facts["_lacks"] = {**facts.get("_lacks", {}), "freeze_vit": TOWER}
     for part in ("vision_tower", "projector"):  # ms-swift arguments/tuner_args.py freeze_vit, freeze_aligner

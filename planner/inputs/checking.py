@@ -24,6 +24,7 @@ Rank = Annotated[int, Field(ge=1, le=10**6)]
 Alpha = Annotated[int | float, Field(gt=0, le=10**9)]
 Dropout = Annotated[int | float, Field(ge=0, lt=1)]
 Share = Annotated[int | float, Field(gt=0, lt=1)]
+Rate = Annotated[int | float, Field(gt=0, le=1000)]
 Gpus = Annotated[int, Field(ge=1, le=65536)]
 Elements = Annotated[int, Field(ge=0, le=10**13)]
 CheckpointQuant = Literal[

@@ -19,8 +19,9 @@ MAX_IMAGE_SIZE = 4096  # transformers 5.24 models/idefics3/image_processing_idef
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What a processor makes of one picture: `tokens` that the tower's output replaces, `markers` around
-    them, and `tiles` of `height` x `width` pixels (of a model of patches: one tile, the picture as resized).
+    """What a processor makes of one picture or video: `tokens` that the tower's output replaces, `markers`
+    around them, and `tiles` of `height` x `width` pixels (of a model of patches: one tile, the picture as
+    resized).
     """
 
     tokens: int
@@ -29,6 +30,9 @@ class Picture:
     height: int
     width: int
     original: tuple[int, int]  # height, width
+    frames: int = 0  # of a video; 0: a picture
+    grid: int = 1  # patches one behind the other in time, of a model of patches
+    parts: int = 1  # runs of tokens with markers between them
 
     @property
     def length(self) -> int:
@@ -77,13 +81,13 @@ def picture(config: Mapping[str, Any], width: int, height: int, limits: Limits =
     rule = rule_of(config)
     original = (height, width)
     if limits.scaled_to is not None:
-        height, width = _scaled(height, width, limits.scaled_to)
-    return ARITHMETIC[rule.arithmetic](rule, _Sizes(config, rule), height, width, limits, original)
+        height, width = scaled(height, width, limits.scaled_to)
+    return ARITHMETIC[rule.arithmetic](rule, Sizes(config, rule), height, width, limits, original)
 
 
-def _scaled(height: int, width: int, pixels: int) -> tuple[int, int]:
-    """A picture of more than `pixels` made smaller before the processor sees it (LLaMA-Factory 0.9.5
-    data/mm_plugin.py _preprocess_image).
+def scaled(height: int, width: int, pixels: int) -> tuple[int, int]:
+    """Height and width of a picture, one of more than `pixels` made smaller before the processor sees it
+    (LLaMA-Factory 0.9.5 data/mm_plugin.py _preprocess_image).
     """
     if width * height <= pixels:
         return height, width
@@ -91,7 +95,7 @@ def _scaled(height: int, width: int, pixels: int) -> tuple[int, int]:
     return max(1, int(height * factor)), max(1, int(width * factor))
 
 
-class _Sizes:
+class Sizes:
     """Numbers of a config.json that the arithmetic needs. UsageError where one is missing."""
 
     def __init__(self, config: Mapping[str, Any], rule: PictureRule) -> None:
@@ -145,27 +149,31 @@ DEFAULTS: dict[str, dict[str, int]] = {
 for image sizes, which are the checkpoints'."""
 
 
-def smart_resize(height: int, width: int, factor: int, least: int, most: int) -> tuple[int, int]:
+def smart_resize(
+    height: int, width: int, factor: int, least: int, most: int, frames: tuple[int, int] = (1, 1)
+) -> tuple[int, int]:
     """Height and width as multiples of `factor` with `least` to `most` pixels (transformers 5.24
-    models/qwen2_vl/image_processing_qwen2_vl.py). UsageError where the processor refuses the picture.
+    models/qwen2_vl/image_processing_qwen2_vl.py), over all `frames`, as they are and as they are counted.
+    UsageError where the processor refuses the picture.
     """
+    count, counted = frames
     if max(height, width) / min(height, width) > 200:
         raise UsageError(
             f"images {width}x{height}: the processor refuses an aspect ratio above 200: crop the picture"
         )
     high, wide = round(height / factor) * factor, round(width / factor) * factor
-    if high * wide > most:
-        beta = math.sqrt((height * width) / most)
+    if counted * high * wide > most:
+        beta = math.sqrt((count * height * width) / most)
         high = max(factor, math.floor(height / beta / factor) * factor)
         wide = max(factor, math.floor(width / beta / factor) * factor)
-    elif high * wide < least:
-        beta = math.sqrt(least / (height * width))
+    elif counted * high * wide < least:
+        beta = math.sqrt(least / (count * height * width))
         high, wide = math.ceil(height * beta / factor) * factor, math.ceil(width * beta / factor) * factor
     return high, wide
 
 
 def _patches(
-    rule: PictureRule, at: _Sizes, height: int, width: int, limits: Limits, original: tuple[int, int]
+    rule: PictureRule, at: Sizes, height: int, width: int, limits: Limits, original: tuple[int, int]
 ) -> Picture:
     merged = at.vision_number("spatial_merge_size")
     patch = at.vision_number("patch_size")
@@ -177,7 +185,7 @@ def _patches(
 
 
 def _fixed(
-    rule: PictureRule, at: _Sizes, height: int, width: int, limits: Limits, original: tuple[int, int]
+    rule: PictureRule, at: Sizes, height: int, width: int, limits: Limits, original: tuple[int, int]
 ) -> Picture:
     if rule.model_type == "gemma3":
         tokens = at.number("mm_tokens_per_image")
@@ -190,7 +198,7 @@ _PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 
 
 def _anyres(
-    rule: PictureRule, at: _Sizes, height: int, width: int, limits: Limits, original: tuple[int, int]
+    rule: PictureRule, at: Sizes, height: int, width: int, limits: Limits, original: tuple[int, int]
 ) -> Picture:
     """An overview, and the tiles of the listed size that keeps most of the picture, of which padding is cut
     away and a token is added to each row.
@@ -225,7 +233,7 @@ def _best_resolution(height: int, width: int, sizes: Any) -> tuple[int, int]:
 
 
 def _splits(
-    rule: PictureRule, at: _Sizes, height: int, width: int, limits: Limits, original: tuple[int, int]
+    rule: PictureRule, at: Sizes, height: int, width: int, limits: Limits, original: tuple[int, int]
 ) -> Picture:
     side = at.side
     longest = min(rule.most * side, MAX_IMAGE_SIZE)
@@ -265,7 +273,7 @@ def _grid(height: int, width: int, longest: int, side: int) -> tuple[int, int]:
 
 
 def _tiles(
-    rule: PictureRule, at: _Sizes, height: int, width: int, limits: Limits, original: tuple[int, int]
+    rule: PictureRule, at: Sizes, height: int, width: int, limits: Limits, original: tuple[int, int]
 ) -> Picture:
     """The grid whose aspect ratio is nearest; of equals the larger while the picture has half its pixels."""
     side, most = at.side, limits.tiles or rule.most
@@ -286,7 +294,7 @@ def _tiles(
 
 
 def _chunks(
-    rule: PictureRule, at: _Sizes, height: int, width: int, limits: Limits, original: tuple[int, int]
+    rule: PictureRule, at: Sizes, height: int, width: int, limits: Limits, original: tuple[int, int]
 ) -> Picture:
     """The smallest canvas of squares that a picture is not made smaller for, else the one that shrinks it
     least.
@@ -307,7 +315,7 @@ def _chunks(
     return Picture(int(at.features * ratio**2) * tiles, markers, tiles, side, side, original)
 
 
-ARITHMETIC: dict[str, Callable[[PictureRule, _Sizes, int, int, Limits, tuple[int, int]], Picture]] = {
+ARITHMETIC: dict[str, Callable[[PictureRule, Sizes, int, int, Limits, tuple[int, int]], Picture]] = {
     "patches": _patches,
     "fixed": _fixed,
     "anyres": _anyres,

@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # the names of legal values: `checking` reads them where a pe
         Gpus,
         Place,
         Rank,
+        Rate,
         Share,
         Size,
     )
@@ -97,11 +98,17 @@ class Setup:
     optim_projection: Literal["std", "reverse_std", "right", "left"]
     zero_grad: Literal["before_forward", "after_step"]
     retain_outputs: bool
-    images: tuple[str, ...]  # pictures of an example as N@WxH, ("none",): text alone, (): nobody said
+    # pictures of an example as N@WxH, videos as N@WxHxFRAMES, ("none",): text alone, (): nobody said
+    images: tuple[str, ...]
     image_min_pixels: Size | None  # the processor's bounds of a picture, None: as it is published
     image_max_pixels: Size | None
     image_tiles: Count | None  # squares that the processor cuts a picture into at most; None: as published
     image_scaled_to: Size | None  # pixels that a larger picture is scaled to before the processor sees it
+    video_min_pixels: Size | None  # the video processor's bounds, of a frame or of a video as it has them
+    video_max_pixels: Size | None
+    video_scaled_to: Size | None  # pixels that a larger frame is scaled to before the processor sees it
+    video_fps: Rate | None  # frames taken of a second, where a video's seconds are said; None: as published
+    video_frames: Count | None  # frames taken of a video at most; None: as published
     text_length: Size | None  # tokens of a row beside its pictures; None: the rest of sequence_length
     vision_tower: Literal["trained", "frozen"]  # frozen: neither its weights nor adapters in it are trained
     projector: Literal["trained", "frozen"]

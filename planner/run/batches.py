@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from memplan.planner.inputs import sounds
+from memplan.planner.inputs.picture_sizes import rule_of
 from memplan.planner.inputs.pictures import read_sizes
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.tasks import rows
@@ -36,7 +37,7 @@ def make(config: Any, setup: Setup, device: torch.device) -> dict[str, Any]:
     else:
         ids = torch.randint(0, vocab, size, device=device)
     if setup.method != "inference" and TASKS[setup.task].sequences:
-        return _examples(ids, setup)
+        return _examples(ids, setup) | _shown(config, setup, ids)
     batch = {"input_ids": ids, "labels": ids}
     if setup.method == "inference":
         return {
@@ -107,6 +108,26 @@ def _examples(ids: torch.Tensor, setup: Setup) -> dict[str, Any]:
         kind = torch.float32 if setup.num_labels == 1 else torch.int64
         batch["labels"] = torch.zeros(ids.shape[0], dtype=kind, device=ids.device)
     return batch
+
+
+def _shown(config: Any, setup: Setup, ids: torch.Tensor) -> dict[str, Any]:
+    """What pictures and videos add to a task's batch: they are part of the prompt, which is not scored (trl
+    1.16 trainer/dpo_trainer.py DataCollatorForVisionPreference, trainer/kto_trainer.py
+    DataCollatorForVisionUnpairedPreference). Rows with another completion have the same kinds of tokens.
+    """
+    found = pictures.tensors(config, setup, len(ids), ids.device)
+    if not found:
+        return {}
+    task, kinds, shown = TASKS[setup.task], rule_of(config.to_dict()).kinds, pictures.shown(config, setup)
+    for name in task.sequences:
+        if name.endswith("completion_mask"):
+            mask = torch.ones(ids.shape, dtype=torch.int64)
+            mask[:, :shown] = 0
+            found[name] = mask.to(ids.device)
+    if task.divergence:
+        found["KL_input_ids"] = ids.clone()
+        found |= {f"KL_{kinds}": found[kinds].clone()} if kinds else {}
+    return found
 
 
 def waiting(setup: Setup) -> int:

@@ -7,14 +7,14 @@ out. B rows, S = P + C tokens of prompt and completion.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from memplan.planner.inputs.tasks import generated
-from memplan.planner.run import chunked_loss
+from memplan.planner.run import chunked_loss, pictures
 from memplan.planner.run.built import Built
 from memplan.planner.run.preferences import called
 
@@ -23,10 +23,15 @@ BETA, CLIP = 0.04, 0.2
 
 
 def scores(
-    built: Built, model: Any, ids: torch.Tensor, mask: torch.Tensor, rows: int
+    built: Built,
+    model: Any,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    rows: int,
+    shown: Mapping[str, torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability and entropy of each completion token, (N, C) fp32, `rows` rows of `ids` (N, S) at a
-    time.
+    """Log-probability and entropy of each completion token, (N, C) fp32, `rows` rows of `ids` (N, S) and of
+    what they show at a time.
     """
     length = generated(built.setup).completion
     logps, entropies = [], []
@@ -36,7 +41,8 @@ def scores(
         labels = part.masked_fill(seen == 0, -100)
         labels[:, :-length] = -100
         with chunked_loss.fused_head(base, _completions(length)):
-            outputs = called(built, model, {"input_ids": part, "attention_mask": seen, "labels": labels})
+            inputs = {"input_ids": part, "attention_mask": seen, "labels": labels}
+            outputs = called(built, model, inputs | pictures.part(shown, len(ids), start, start + rows))
         logps.append(outputs["log_probs"][:, -length:])
         entropies.append(outputs["entropy"][:, -length:])
     return torch.cat(logps), torch.cat(entropies)
@@ -64,7 +70,15 @@ def _scored(built: Built) -> tuple[torch.Tensor, torch.Tensor]:
     batch = built.batch
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
-    return scores(built, built.model, ids, mask, len(ids))
+    shown = {name: batch[name] for name in batch if name not in OWN}
+    return scores(built, built.model, ids, mask, len(ids), shown)
+
+
+OWN = (
+    *("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages"),
+    *("old_logps", "ref_logps"),
+)
+"""The tensors of a sampled batch beside those of pictures."""
 
 
 def grpo(built: Built) -> Any:

@@ -46,6 +46,8 @@ def reward(built: Built) -> Any:
     return {"loss": loss, "logits": outputs.logits}
 
 
+KL = "KL_"
+"""Begins the names of a batch's tensors with another row's completion."""
 BETA = 0.1
 """trl 1.16 trainer/dpo_config.py beta; its value moves no memory."""
 
@@ -68,8 +70,9 @@ def kto(built: Built) -> Any:
     model and reference score the exchanged completions too, without a graph.
     """
     batch = {name: tensor for name, tensor in built.batch.items() if name != "labels"}
-    exchanged = {name: batch.pop(f"KL_{name}") for name in ("input_ids", "attention_mask", "completion_mask")}
-    other = _inputs(exchanged)
+    own = [name for name in batch if name.startswith(KL)]
+    exchanged = {name.removeprefix(KL): batch.pop(name) for name in own}
+    other = _inputs({**batch, **exchanged})
     with torch.no_grad():
         divergence = _scored(built, built.model, built.base, other)["log_probs"].sum(-1)
     inputs = _inputs(batch)

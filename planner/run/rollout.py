@@ -18,7 +18,7 @@ import torch
 
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.tasks import GeneratedRows, generated, server_bytes
-from memplan.planner.run import policy
+from memplan.planner.run import pictures, policy
 from memplan.planner.run.built import Announcer, Built
 from memplan.planner.run.preferences import called, unchecked
 from memplan.planner.run.sampling import sample
@@ -34,21 +34,33 @@ def run(built: Built, watcher: Announcer, step: int) -> None:
     where = next(built.model.parameters()).device
     with watcher.announce(GENERATION, step):
         beside = share_of_vllm(setup, where) if setup.vllm_sleeps else None
-        prompts = torch.randint(0, 100, (sizes.rows, sizes.prompt), device=where)
+        prompts = pictures.prompts(built.config, setup, sizes, where)
         mask = torch.ones_like(prompts)
     if setup.vllm_share is None:
         with unchecked(built.base), torch.no_grad(), _prepared(built):
-            sample(built, watcher, step, built.model, prompts, mask, sizes.completion, _chosen(setup))
+            with watcher.announce(GENERATION, step):
+                shown = pictures.of_prompts(built.config, setup, sizes, where)
+            sample(built, watcher, step, built.model, prompts, mask, sizes.completion, _chosen(built), shown)
     with watcher.announce(GENERATION, step), built.kernels():
+        shown = {}
         del beside, mask
         made = _batch(prompts, sizes)
+        shown = pictures.of_rows(built.config, setup, sizes, where)
+        again = _again(prompts) if shown else ()
         del prompts
         with torch.no_grad(), unchecked(built.base):
             ids = torch.cat([made["prompt_ids"], made["completion_ids"]], dim=1)
             both = torch.cat([made["prompt_mask"], made["completion_mask"]], dim=1)
-            found = _scores(built, ids, both, sizes)
+            found = _scores(built, ids, both, sizes, shown)
         _reward(built, ids)
-        built.rollout = _shuffled(made | _kept(built, found, made))
+        built.rollout = _shuffled(made | _kept(built, found, made)) | _cloned(shown)
+        del again
+
+
+def _again(prompts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask of the prompts that the processor makes a second time, with the pictures (trl 1.16
+    trainer/grpo_trainer.py _generate_and_score_completions prompt_inputs)."""
+    return prompts.clone(), torch.ones_like(prompts)
 
 
 def share_of_vllm(setup: Setup, where: torch.device) -> torch.Tensor | None:
@@ -57,14 +69,16 @@ def share_of_vllm(setup: Setup, where: torch.device) -> torch.Tensor | None:
     return torch.empty(nbytes, dtype=torch.uint8, device=where) if nbytes else None
 
 
-def _chosen(setup: Setup) -> dict[str, Any]:
-    """How trl 1.16 configures generate."""
+def _chosen(built: Built) -> dict[str, Any]:
+    """How trl 1.16 configures generate; tokens that stand for pictures are never drawn."""
+    setup = built.setup
     return {
         "temperature": 1.0,
         "top_p": float(setup.top_p or 1.0),
         "top_k": setup.top_k or 0,
         "pad_token_id": 0,
         "eos_token_id": 1,
+        "suppress_tokens": pictures.never_sampled(built.config, setup),
     }
 
 
@@ -112,19 +126,27 @@ def _batch(prompts: torch.Tensor, sizes: GeneratedRows) -> dict[str, torch.Tenso
 
 
 def _scores(
-    built: Built, ids: torch.Tensor, mask: torch.Tensor, sizes: GeneratedRows
+    built: Built,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    sizes: GeneratedRows,
+    shown: dict[str, torch.Tensor],
 ) -> dict[str, torch.Tensor]:
     """Log-probabilities of the sampled tokens before the step (where the task takes them) and by the
     reference, a micro-batch at a time.
     """
     setup, found = built.setup, {}
+
+    def scored(model: Any) -> torch.Tensor:
+        return policy.scores(built, model, ids, mask, setup.micro_batch, shown)[0]
+
     if sizes.old_scores:
-        found["old_logps"] = policy.scores(built, built.model, ids, mask, setup.micro_batch)[0]
+        found["old_logps"] = scored(built.model)
     if setup.reference == "model":
-        found["ref_logps"] = policy.scores(built, built.reference, ids, mask, setup.micro_batch)[0]
+        found["ref_logps"] = scored(built.reference)
     elif setup.reference == "base":
         with built.model.disable_adapter():  # type: ignore[operator]
-            found["ref_logps"] = policy.scores(built, built.model, ids, mask, setup.micro_batch)[0]
+            found["ref_logps"] = scored(built.model)
     return found
 
 
@@ -158,8 +180,15 @@ def _shuffled(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: torch.empty_like(tensor).copy_(tensor) for name, tensor in batch.items()}
 
 
+def _cloned(shown: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The pictures in the rows' new order (trl 1.16 trainer/utils.py unsplit_pixel_values_by_grid joins each
+    micro-batch's anew); the grids' values are known still.
+    """
+    return {name: tensor.clone() for name, tensor in shown.items()}
+
+
 def micro_batch(built: Built, number: int) -> dict[str, torch.Tensor]:
     """The rows of one micro-step: views of the generation (trl 1.16 trainer/utils.py split_tensor_dict)."""
     rows, sizes = built.setup.micro_batch, generated(built.setup)
     first = number % sizes.steps * rows
-    return {name: tensor[first : first + rows] for name, tensor in built.rollout.items()}
+    return pictures.part(built.rollout, sizes.rows, first, first + rows)

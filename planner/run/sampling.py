@@ -40,13 +40,14 @@ def sample(
     mask: torch.Tensor,
     completion: int,
     chosen: Mapping[str, Any],
+    shown: Mapping[str, torch.Tensor] | None = None,
 ) -> Sampled:
     """`completion` tokens of each of the rows of `prompts` (N, P), as `chosen` (fields of a
-    GenerationConfig) has it, announced as a moment of training step `step`.
+    GenerationConfig) has it, announced as a moment of training step `step`. `shown`: the prompts' pictures.
     """
     drawn: dict[str, torch.Tensor] = {}
     with watcher.announce(GENERATION, step), built.kernels(), _drawing(drawn):
-        name, cache, scores = _one_token(model, prompts, mask, chosen, drawn)
+        name, cache, scores = _one_token(model, prompts, mask, chosen, drawn, **(shown or {}))
         if completion < 2:
             return Sampled(cache, scores)
         for more in growth(completion - 2):

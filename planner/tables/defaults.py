@@ -56,6 +56,11 @@ BASE: dict[str, Any] = {
     "image_max_pixels": None,
     "image_tiles": None,
     "image_scaled_to": None,
+    "video_min_pixels": None,
+    "video_max_pixels": None,
+    "video_scaled_to": None,
+    "video_fps": None,
+    "video_frames": None,
     "text_length": None,
     "vision_tower": "trained",
     "projector": "trained",
@@ -120,6 +125,10 @@ BASE_SOURCES: dict[str, str] = {
     **dict.fromkeys(
         ("image_min_pixels", "image_max_pixels", "image_tiles"),
         "the published checkpoint's preprocessor_config.json (planner/tables/pictures.py)",
+    ),
+    **dict.fromkeys(
+        ("video_min_pixels", "video_max_pixels", "video_fps", "video_frames"),
+        "the published checkpoint's video_preprocessor_config.json (planner/tables/videos.py)",
     ),
     "weight_dtype": "transformers 5.23 modeling_utils.py from_pretrained: dtype='auto', the checkpoint's own",
     "adapter_dtype": "peft 0.21 tuners/tuners_utils.py cast_adapter_dtype: float16 and bfloat16 adapters become float32",

@@ -124,11 +124,30 @@ PICTURES: dict[str, PictureRule] = _table(
 PARTS = ("vision_config", "audio_config", "vision_tower_config", "mm_vision_tower", "visual")
 """Keys of a config.json that say that a model has a part beside its language model."""
 
-USUAL = "1@1024x1024"
-"""The picture of which an answer tells the tokens where nobody said a size."""
+USUAL, USUAL_VIDEO = "1@1024x1024", "1@640x480x16"
+"""The picture and the video of which an answer tells the tokens where nobody said a size."""
 
 WITHOUT_SIZES = (
     "pictures: the vision tower, what it saves, and the tokens that pictures become",
     "the vision tower trains",
 )
 """What a training file's keys of pictures move, and what is counted once a setup says their sizes."""
+
+WITH_PICTURES = ("sft", "classify", "dpo", "dpo_logits", "kto", "grpo", "rloo")
+"""Tasks whose trainers' own collators take pictures and videos beside the text (trl 1.16 trainer/sft_trainer.py
+DataCollatorForVisionLanguageModeling, dpo_trainer.py DataCollatorForVisionPreference, kto_trainer.py
+DataCollatorForVisionUnpairedPreference, grpo_trainer.py and rloo_trainer.py _tokenize_prompts; LLaMA-Factory
+0.9.5 data/collator.py PairwiseDataCollatorWithPadding; transformers 5.24 models/gemma3/modeling_gemma3.py
+Gemma3ForSequenceClassification).
+"""
+
+_TEXT_ALONE = "whose trainer's collator takes text alone (trl 1.16 {})"
+WITHOUT = {
+    "reward": _TEXT_ALONE.format("trainer/reward_trainer.py DataCollatorForPreference"),
+    "orpo": _TEXT_ALONE.format("experimental/orpo/orpo_trainer.py DPODataCollatorWithPadding"),
+    "cpo": _TEXT_ALONE.format("experimental/cpo/cpo_trainer.py DPODataCollatorWithPadding"),
+    "prm": "whose trainer takes rows of text alone (trl 1.0 experimental/prm/prm_trainer.py)",
+    "mlm": "whose models read text",
+    "seq2seq": "whose models read text or sounds",
+}
+"""Why a task has no pictures."""

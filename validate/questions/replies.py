@@ -82,6 +82,7 @@ def _reply(question: Question, context: EvaluationContext) -> Reply:
 def _traces(question: Question) -> str:
     """The command that traces what is asked."""
     said = {f"--{key}": question.fields.get(key) for key in ("task", "method")}
+    said["--images"] = ",".join(question.fields.get("images", ()))
     words = [f"{option} {value}" for option, value in (*said.items(), ("--gpu", question.gpu)) if value]
     return " ".join(["memplan", question.model or "MODEL", *words])
 
@@ -96,6 +97,11 @@ def _refuse_unknown_family(question: Question, context: EvaluationContext) -> No
         raise UsageError(
             f"ask: the formula, with which questions are answered, has no rule for task {task.name}: "
             f"{_traces(question)}{beside} traces it"
+        )
+    if question.fields.get("images"):
+        raise UsageError(
+            "ask: the formula, with which questions are answered, has no rule for pictures and videos: "
+            f"{_traces(question)} traces them"
         )
     config = context.model(question.model).config
     if language_part(config).get("model_type") in FAMILIES:
