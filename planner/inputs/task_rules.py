@@ -214,8 +214,10 @@ def evaluation(s: Any) -> list[tuple[bool, str]]:
             f"{kept} needs the batch of the evaluation: --set eval_batch=8",
         ),
         (
-            s.eval_kept is not None and s.eval_batch is not None and s.eval_kept < s.eval_batch,
-            f"{kept} is less than one batch of eval_batch {s.eval_batch}: use a multiple of it",
+            s.eval_kept is not None and s.eval_kept < (s.eval_batch or 0) * s.gpus,
+            f"{kept} is less than one batch of eval_batch {s.eval_batch}"
+            + (f" on each of {s.gpus} GPUs" if s.gpus > 1 else "")
+            + ": use a multiple of it",
         ),
         (
             s.eval_kept is not None and s.loss != "full",

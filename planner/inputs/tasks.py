@@ -89,10 +89,23 @@ def growth(tokens: int) -> Iterator[int]:
 
 
 def evaluation_batches(setup: Setup) -> int:
-    """Batches whose logits an evaluation keeps on the device; those of one batch where none are kept."""
+    """Batches whose logits an evaluation keeps on the device, each of all ranks; those of one batch where
+    none are kept.
+    """
     if setup.eval_batch is None or setup.eval_kept is None:
         return 1
-    return -(-setup.eval_kept // setup.eval_batch)
+    return -(-setup.eval_kept // (setup.eval_batch * setup.gpus))
+
+
+EVALUATED = 8
+"""Batches of an evaluation that run as they are where logits are kept: what a forward leaves cached decides
+where the kept ones go. Of more, only what is kept of those between is made.
+"""
+
+
+def evaluates_whole(number: int, batches: int) -> bool:
+    """Whether batch `number` of an evaluation runs as it is: the first ones, and the last."""
+    return number < EVALUATED - 1 or number == batches - 1
 
 
 def lacks(setup: Setup) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from memplan.planner.inputs.tasks import evaluation_batches
+from memplan.planner.inputs.tasks import evaluates_whole, evaluation_batches
 from memplan.planner.run import batches, losses
 from memplan.planner.run.built import Announcer, Built
 from memplan.planner.tables.components import EVALUATION
@@ -44,19 +44,23 @@ def _outputs(built: Built, where: torch.device) -> tuple[Any, Any]:
 
 
 def _keep(built: Built, where: torch.device, count: int) -> None:
-    """`count` batches whose logits and labels are joined as they come. Of those between the first and the
-    last only what is kept of them is made: a forward frees what it took. The last batch lives as they do.
+    """`count` batches whose logits and labels are joined as they come; where ranks share the data, each has
+    those of all (accelerate 1.15 utils/operations.py _gpu_gather). The last batch lives as they do.
     """
-    all_logits = all_labels = logits = labels = inputs = None
+    kept: list[torch.Tensor | None] = [None, None]
     for number in range(count):
-        if number in (0, count - 1):
+        if evaluates_whole(number, count):
             outputs, inputs = _outputs(built, where)
-            logits, labels = outputs["logits"], inputs["labels"]
+            found = [outputs["logits"], inputs["labels"]]
             del outputs
+            own = [(each.shape, each.dtype) for each in found]
         else:
-            logits, labels = torch.empty_like(logits), torch.empty_like(labels)
-        all_logits = _joined(all_logits, logits)
-        all_labels = _joined(all_labels, labels)
+            found = [torch.empty(shape, dtype=dtype, device=where) for shape, dtype in own]
+        for place, (shape, dtype) in enumerate(own):
+            if (ranks := built.setup.gpus) > 1:
+                found[place] = torch.empty((ranks * shape[0], *shape[1:]), dtype=dtype, device=where)
+            kept[place] = _joined(kept[place], found[place])
+    del inputs
 
 
 def _joined(kept: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:

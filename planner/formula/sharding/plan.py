@@ -31,6 +31,8 @@ class StrategyHooks:
     """What a strategy does at the places of a step where it can act. This one does nothing."""
 
     accumulates = True  # gradients of earlier micro-batches are whole, and the step itself makes their rows
+    frees = False  # gradients go with the optimizer's step
+    keeps = False  # some of what a forward without a backward gathers is there in the next one
 
     def enter(self, unit: str, given: Tensor, place: int | None = None, key: int | None = None) -> Tensor:
         """Before a module that is sharded as one unit runs; `place` is the layer's index, `key` that of the
