@@ -257,12 +257,13 @@ def saving(s: Any) -> list[tuple[bool, str]]:
             f"save: method '{s.method}' trains nothing that would be saved: leave it out",
         ),
         (
-            s.save and s.parallel == "zero3",
-            "save has no rule for parallel 'zero3', whose ranks gather module by module: leave it out",
+            s.save_sharded and not (s.save and s.parallel in ("fsdp", "zero3")),
+            "save_sharded is of a save of ranks that share the model's weights: use --set save=true with "
+            "--parallel fsdp or zero3, or leave it out",
         ),
         (
-            s.save and s.parallel == "fsdp" and s.offload == "all",
-            "save has no rule for offload 'all': leave it out",
+            s.save and not s.save_sharded and s.parallel == "fsdp" and s.offload == "all",
+            "save has no rule for offload 'all' under fsdp: use --set save_sharded=true, or leave it out",
         ),
     ]
 

@@ -45,6 +45,7 @@ BASE: dict[str, Any] = {
     "eval_batch": None,
     "eval_kept": None,
     "save": False,
+    "save_sharded": False,
     "merge": False,
     "images": (),
     "image_min_pixels": None,

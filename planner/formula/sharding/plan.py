@@ -7,7 +7,7 @@ everything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from memplan.planner.formula.forward.context import Context
@@ -25,6 +25,8 @@ from memplan.planner.tables.dtypes import itemsize
 Loading = dict[str, list[list[SymbolicRow]]]
 Bytes = tuple[str, int]
 """A tensor's dtype and bytes."""
+Whole = tuple[str, Sequence[Sized], str]
+"""A gathered tensor's name, shape and dtype."""
 
 
 class StrategyHooks:
@@ -115,6 +117,10 @@ class ShardingPlan:
     def host(self) -> list[SymbolicRow]:
         """Rows in host memory."""
         return self.stored.host_rows()
+
+    def gathered(self) -> Iterator[Sequence[Whole]]:
+        """What of the parameters saving gathers, one sequence at once after the other: nothing."""
+        return iter(())
 
     def stepped(self) -> Sequence[ParameterSpec]:
         """The tensors that the optimizer steps through, as this rank holds them."""
