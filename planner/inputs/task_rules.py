@@ -183,8 +183,8 @@ def generation(s: Any) -> list[tuple[bool, str]]:
             "vllm_sleeps needs vLLM's share of the GPU: --set vllm_share=0.3",
         ),
         (
-            s.eval_batch is not None,
-            f"eval_batch {s.eval_batch} has no rule for {said}, whose evaluation samples too: leave it out",
+            s.eval_batch is not None and task.old_scores == "never",
+            f"eval_batch {s.eval_batch} has no rule for {said}: leave it out",
         ),
         (
             s.method in ("adapter", *PROMPTS),
@@ -226,6 +226,19 @@ def evaluation(s: Any) -> list[tuple[bool, str]]:
         (
             s.eval_kept is not None and s.task not in KEEPS_LOGITS,
             f"{kept} has no rule for task '{s.task}': use it with {', '.join(KEEPS_LOGITS)}",
+        ),
+        (
+            s.eval_generate is not None and s.eval_batch is None,
+            f"eval_generate {s.eval_generate} needs the batch of the evaluation: --set eval_batch=8",
+        ),
+        (
+            s.eval_generate is not None and not TASKS[s.task].targets,
+            f"eval_generate {s.eval_generate} has no rule for task '{s.task}': it is Seq2SeqTrainer's of an "
+            "encoder and a decoder, --task seq2seq",
+        ),
+        (
+            s.eval_beams > 1 and s.eval_generate is None,
+            f"eval_beams {s.eval_beams} are of an evaluation that generates: --set eval_generate=TOKENS",
         ),
     ]
 

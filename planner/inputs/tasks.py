@@ -60,6 +60,13 @@ def generated(setup: Setup) -> GeneratedRows:
     )
 
 
+def sampled_while_evaluating(setup: Setup) -> GeneratedRows:
+    """Of one batch of the evaluation of a task that generates: as of training, of `eval_batch` rows (trl 1.16
+    trainer/grpo_trainer.py and rloo_trainer.py prediction_step).
+    """
+    return generated(setup)._replace(rows=setup.eval_batch or 0, steps=1)
+
+
 def shortest(setup: Setup) -> int:
     """The fewest tokens of a row: a sampled completion stands behind a prompt."""
     return (setup.completion_length or 0) + 1

@@ -6,15 +6,19 @@ trainer_pt_utils.py EvalLoopContainer).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
-from memplan.planner.inputs.tasks import evaluates_whole, evaluation_batches
-from memplan.planner.run import batches, losses
+from memplan.planner.inputs.tasks import evaluates_whole, evaluation_batches, sampled_while_evaluating
+from memplan.planner.run import batches, generating, losses, rollout
 from memplan.planner.run.built import Announcer, Built
 from memplan.planner.tables.components import EVALUATION
+from memplan.planner.tables.tasks import TASKS
 
 
 def run(built: Built, watcher: Announcer, step: int) -> None:
@@ -26,21 +30,56 @@ def run(built: Built, watcher: Announcer, step: int) -> None:
         return
     if setup.loop.frees_gradients:
         built.optimizer.zero_grad(set_to_none=True)
-    where = next(iter(built.batch.values())).device
-    with watcher.announce(EVALUATION, step), built.kernels(), torch.no_grad():
-        built.model.eval()
-        if setup.eval_kept is None:
-            outputs = _outputs(built, where)[0]
-            del outputs
-        else:
-            _keep(built, where, evaluation_batches(setup))
-        built.model.train()
+    where = next(built.model.parameters()).device
+    announce = partial(watcher.announce, EVALUATION, step)
+    built.model.eval()
+    if TASKS[setup.task].generates:
+        _sampled(built, watcher, step)
+    elif setup.eval_generate is not None:
+        _generated(built, announce, where)
+    else:
+        with announce(), built.kernels(), torch.no_grad():
+            if setup.eval_kept is None:
+                outputs = _outputs(built, where)[0]
+                del outputs
+            else:
+                _keep(built, where, evaluation_batches(setup))
+    built.model.train()
+
+
+def _batch(built: Built, where: torch.device) -> dict[str, Any]:
+    return batches.make(built.base.config, built.setup.with_(micro_batch=built.setup.eval_batch), where)
 
 
 def _outputs(built: Built, where: torch.device) -> tuple[Any, Any]:
     """One batch's outputs, and the batch."""
-    batch = batches.make(built.base.config, built.setup.with_(micro_batch=built.setup.eval_batch), where)
+    batch = _batch(built, where)
     return losses.forward(replace(built, batch=batch)), batch
+
+
+def _generated(
+    built: Built, announce: Callable[[], AbstractContextManager[None]], where: torch.device
+) -> None:
+    """One batch of Seq2SeqTrainer's: what the model generates, then the loss of the labels."""
+    with announce():
+        batch = _batch(built, where)
+    made = generating.run(built, announce, batch)
+    with announce(), built.kernels(), torch.no_grad():
+        outputs = losses.forward(replace(built, batch=batch))
+        del outputs, made, batch
+
+
+def _sampled(built: Built, watcher: Announcer, step: int) -> None:
+    """One batch of a trainer whose task generates: sampled and scored, then its loss, beside the rows that
+    training sampled last.
+    """
+    of_batch = replace(built, setup=built.setup.with_(micro_batch=built.setup.eval_batch))
+    rollout.sample(of_batch, watcher, step, EVALUATION, sampled_while_evaluating(built.setup))
+    with watcher.announce(EVALUATION, step), built.kernels(), torch.no_grad():
+        of_batch.batch, of_batch.rollout = of_batch.rollout, {}
+        outputs = losses.forward(of_batch)
+        del outputs
+    of_batch.batch = {}
 
 
 def _keep(built: Built, where: torch.device, count: int) -> None:

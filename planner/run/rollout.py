@@ -9,9 +9,9 @@ compares with. N rows at once, P prompt tokens, C completion tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from functools import wraps
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial, wraps
 from typing import Any
 from unittest.mock import patch
 
@@ -30,16 +30,21 @@ def run(built: Built, watcher: Announcer, step: int) -> None:
     """Sample and score one generation, announced as a moment of training step `step`; `built.rollout` holds
     it until the next one is there, as the trainer's buffer does.
     """
-    setup, sizes = built.setup, generated(built.setup)
+    sample(built, watcher, step, GENERATION, generated(built.setup))
+
+
+def sample(built: Built, watcher: Announcer, step: int, moment: str, sizes: GeneratedRows) -> None:
+    """The same of so many rows, in a moment of another name where an evaluation samples."""
+    setup = built.setup
     where = next(built.model.parameters()).device
-    with watcher.announce(GENERATION, step):
+    with watcher.announce(moment, step):
         beside = share_of_vllm(setup, where) if setup.vllm_sleeps else None
         prompts = torch.randint(0, 100, (sizes.rows, sizes.prompt), device=where)
         mask = torch.ones_like(prompts)
     if setup.vllm_share is None:
-        with unchecked(built.base), torch.no_grad(), _prepared(built):
-            _sample(built, watcher, step, prompts, mask, sizes)
-    with watcher.announce(GENERATION, step), built.kernels():
+        with unchecked(built.base), torch.no_grad(), prepared(built):
+            _sample(built, partial(watcher.announce, moment, step), prompts, mask, sizes)
+    with watcher.announce(moment, step), built.kernels():
         del beside, mask
         made = _batch(prompts, sizes)
         del prompts
@@ -59,8 +64,7 @@ def share_of_vllm(setup: Setup, where: torch.device) -> torch.Tensor | None:
 
 def _sample(
     built: Built,
-    watcher: Announcer,
-    step: int,
+    announce: Callable[[], AbstractContextManager[None]],
     prompts: torch.Tensor,
     mask: torch.Tensor,
     sizes: GeneratedRows,
@@ -75,19 +79,14 @@ def _sample(
     are less than, allocated bytes equal to, a run of every token.
     """
     drawn: dict[str, torch.Tensor] = {}
-    with watcher.announce(GENERATION, step), built.kernels(), _drawing(drawn):
+    with announce(), built.kernels(), _drawing(drawn):
         name, cache = _one_token(built, prompts, mask, drawn)
         if sizes.completion < 2:
             return
         for more in growth(sizes.completion - 2):
-            for layer in _growing(cache):
-                keys, values = layer.keys, layer.values
-                layer.update(
-                    *(each.new_empty((*each.shape[:-2], more, each.shape[-1])) for each in (keys, values))
-                )
-                del keys, values
+            grow(cache, more)
         built.held = cache
-    with watcher.announce(GENERATION, step), built.kernels(), _drawing(drawn):
+    with announce(), built.kernels(), _drawing(drawn):
         built.held = None
         sampled = prompts.new_zeros((sizes.rows, sizes.completion - 1))
         ids = torch.cat([prompts, sampled], dim=1)
@@ -148,13 +147,18 @@ def _one_token(
     return name, made[name]
 
 
-def _growing(cache: Any) -> Iterator[Any]:
-    """The cache's layers that hold keys and values of every token."""
-    return (layer for layer in cache.layers if getattr(layer, "keys", None) is not None)
+def grow(cache: Any, more: int) -> None:
+    """Keys and values of so many tokens more, in each of the cache's layers that hold those of every one."""
+    for layer in cache.layers:
+        if getattr(layer, "keys", None) is None:
+            continue
+        keys, values = layer.keys, layer.values
+        layer.update(*(each.new_empty((*each.shape[:-2], more, each.shape[-1])) for each in (keys, values)))
+        del keys, values
 
 
 @contextmanager
-def _prepared(built: Built) -> Iterator[None]:
+def prepared(built: Built) -> Iterator[None]:
     """The model's forward as generate finds it: where the model itself is trained, accelerate has wrapped
     it in autocast and a conversion of its outputs (accelerate 1.15 accelerator.py prepare_model); under an
     adapter generate calls the base, which nobody wrapped.

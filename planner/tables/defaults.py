@@ -44,6 +44,8 @@ BASE: dict[str, Any] = {
     "retain_outputs": False,
     "eval_batch": None,
     "eval_kept": None,
+    "eval_generate": None,
+    "eval_beams": 1,
     "save": False,
     "save_sharded": False,
     "merge": False,
