@@ -18,6 +18,7 @@ def lacking(spec: ModelSpec, setup: Setup) -> str:
         f"task '{setup.task}'": not TASKS[setup.task].formula,
         "a reward model beside the trained one": setup.reward_model is not None,
         "top_p and top_k": setup.top_p is not None or setup.top_k is not None,
+        "an evaluation that samples": setup.eval_batch is not None and TASKS[setup.task].generates,
         f"method '{setup.method}'": METHODS[setup.method].traced,
         "adapters on some layers alone (layers_to_transform)": bool(setup.layers_to_transform),
     }

@@ -6,8 +6,8 @@ trainer_pt_utils.py EvalLoopContainer).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -64,9 +64,25 @@ def _generated(
     with announce():
         batch = _batch(built, where)
     made = generating.run(built, announce, batch)
-    with announce(), built.kernels(), torch.no_grad():
+    with announce(), built.kernels(), torch.no_grad(), _caching(built.base):
         outputs = losses.forward(replace(built, batch=batch))
         del outputs, made, batch
+
+
+@contextmanager
+def _caching(model: Any) -> Iterator[None]:
+    """Inside, a decoder whose config is a copy of the model's keeps keys and values: the Trainer's
+    `use_cache=False` does not reach it (transformers 5.24 models/t5/modeling_t5.py __init__, trainer.py).
+    """
+    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not model.config}
+    apart = [each for each in configs.values() if getattr(each, "is_decoder", False)]
+    for each in apart:
+        each.use_cache = True
+    try:
+        yield
+    finally:
+        for each in apart:
+            each.use_cache = False
 
 
 def _sampled(built: Built, watcher: Announcer, step: int) -> None:
