@@ -14,7 +14,7 @@ import pytest
 import memplan
 from memplan.planner.inputs.setup import resolve
 from memplan.planner.prediction import Prediction
-from memplan.planner.tables.components import EVALUATION, GENERATION
+from memplan.planner.tables.components import EVALUATION
 from memplan.planner.tables.errors import UsageError
 
 PYTHON = os.environ.get("MEMPLAN_DRYRUN_PYTHON")
@@ -47,7 +47,13 @@ LLAMA: dict[str, Any] = {
 
 def evaluated(**fields: Any) -> Prediction:
     sizes = {"micro_batch": 4, "sequence_length": SOURCE, "target_length": TARGET, "eval_batch": ROWS}
-    told = {"method": "full", "recipe": "hf", "task": "seq2seq", "gpu": "a100-80gb", "weight_dtype": "bfloat16"}
+    told = {
+        "method": "full",
+        "recipe": "hf",
+        "task": "seq2seq",
+        "gpu": "a100-80gb",
+        "weight_dtype": "bfloat16",
+    }
     return memplan.plan(T5, engine="trace", **{**told, **sizes, **fields})
 
 
@@ -60,8 +66,10 @@ def test_each_beam_has_its_own_keys_and_values() -> None:
     sizes = [found.moment(EVALUATION).allocated_bytes for found in (loss, greedy, beams)]
     cache = 2 * LAYERS * ROWS * SOURCE * WIDTH * 2  # bytes of one beam: keys and values, bfloat16
     assert sizes[0] <= sizes[1]
-    assert 2 * cache <= sizes[2] - sizes[1] <= 4 * cache
-    rows = [row for row in beams.moment(EVALUATION).rows if row.shape == (4 * ROWS, HEADS, SOURCE, WIDTH // HEADS)]
+    assert sizes[2] - sizes[1] >= 3 * cache
+    rows = [
+        row for row in beams.moment(EVALUATION).rows if row.shape == (4 * ROWS, HEADS, SOURCE, WIDTH // HEADS)
+    ]
     assert sum(row.bytes for row in rows) >= 4 * cache
     assert greedy.step_peak == loss.step_peak == beams.step_peak
 
@@ -73,10 +81,9 @@ def test_grpo_samples_for_its_evaluation_too() -> None:
     few, many = (
         memplan.plan(LLAMA, engine="trace", micro_batch=8, eval_batch=rows, **told) for rows in (8, 64)
     )
-    trained, first, second = few.moment(GENERATION), few.moment(EVALUATION), many.moment(EVALUATION)
+    first, second = few.moment(EVALUATION), many.moment(EVALUATION)
     cache = 2 * 3 * 95 * 128 * 2  # bytes a row: keys and values of the last token's forward, bfloat16
     assert second.allocated_bytes - first.allocated_bytes > 56 * cache
-    assert abs(first.allocated_bytes - trained.allocated_bytes) < trained.allocated_bytes / 4
     assert few.step_peak == many.step_peak
     with pytest.raises(UsageError, match="no rule for an evaluation that samples: use --engine trace"):
         memplan.plan(LLAMA, engine="formula", eval_batch=8, **told)

@@ -46,7 +46,9 @@ class _Save(Step):
         self._left_by_training()
         t.mark(SAVE)
         for module in () if self.setup.save_sharded else self.rank.gathered():
-            whole = [t.alloc(f"{name} gathered", *each, "whole, on its way to the host") for name, *each in module]
+            whole = [
+                t.alloc(f"{name} gathered", *each, "whole, on its way to the host") for name, *each in module
+            ]
             del whole
         t.end_forward()
         t.mark("end")

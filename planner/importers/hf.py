@@ -55,8 +55,6 @@ def sharded(key: str, value: Any) -> str | None:
 
 EVAL_BATCH = 8
 """transformers 5.24 training_args.py per_device_eval_batch_size."""
-GENERATED = 20
-"""Tokens: transformers 5.24 generation/configuration_utils.py _get_default_generation_params max_length."""
 GENERATES = not_modelled("generation while it is evaluated: a KV cache, and the logits of each token")
 """transformers 5.24 trainer_seq2seq.py prediction_step."""
 TRAINING: dict[str, Rule] = {
@@ -91,9 +89,7 @@ TRAINING: dict[str, Rule] = {
     "per_device_eval_batch_size": use("_eval_batch", integer, "rows of an evaluation step"),
     **{name: use("_evaluates", text) for name in ("eval_strategy", "evaluation_strategy")},
     "use_cache": not_modelled("a key-value cache kept while training"),
-    "predict_with_generate": use("_generates", flag, "of an encoder and a decoder: what an evaluation generates"),
-    "generation_max_length": use("_generated", integer),
-    "generation_num_beams": use("_beams", integer),
+    "predict_with_generate": GENERATES,
     **ignored(
         "when gradients are synchronised across ranks, not how many bytes a step holds",
         """
@@ -181,22 +177,8 @@ def settle(
         facts["device"] = "cpu"
     if str(facts.get("_evaluates", "no")).rpartition(".")[2].lower() in ("steps", "epoch"):
         facts["eval_batch"] = facts.get("_eval_batch", EVAL_BATCH)
-        settle_generated(facts, warnings)
     settle_optimizer(facts, warnings)
     settle_attention(facts, warnings)
-
-
-def settle_generated(facts: Facts, warnings: list[str]) -> None:
-    """What an evaluation generates; generate's own length where the file has none."""
-    if not facts.get("_generates"):
-        return
-    if "_generated" not in facts:
-        warnings.append(
-            f"predict_with_generate: generate makes {GENERATED} tokens where neither the file nor the model's "
-            "generation_config.json says how many: --set eval_generate=TOKENS"
-        )
-    facts["eval_generate"] = facts.get("_generated", GENERATED)
-    facts["eval_beams"] = facts.get("_beams", 1)
 
 
 def settle_checkpointing(facts: Facts, warnings: list[str], default: bool | None, reentrant: bool) -> None:

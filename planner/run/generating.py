@@ -39,7 +39,9 @@ def run(
             "model's own: leave it out"
         )
     ids = batch["input_ids"]
-    given = {name: batch[name] for name in batch if not name.startswith("decoder_")}  # those are of the labels
+    given = {
+        name: batch[name] for name in batch if not name.startswith("decoder_")
+    }  # those are of the labels
     asked = {"max_new_tokens": 1, "num_beams": setup.eval_beams, "use_cache": True}
     with unchecked(built.base), torch.no_grad(), prepared(built), _scores_of_one_token():
         with announce(), built.kernels(), _loop(built.base) as left:
@@ -74,7 +76,9 @@ def _loop(model: Any, expands: bool = True) -> Iterator[dict[str, Any]]:
         return made
 
     def as_given(input_ids: Any = None, **named: Any) -> tuple[Any, dict[str, Any]]:
-        return input_ids, {each: named[each] for each in named if each not in ("expand_size", "is_encoder_decoder")}
+        return input_ids, {
+            each: named[each] for each in named if each not in ("expand_size", "is_encoder_decoder")
+        }
 
     @wraps(inputs)  # generate reads its signature
     def of_last(*given: Any, **named: Any) -> Any:
