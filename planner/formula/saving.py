@@ -47,7 +47,8 @@ class _Save(Step):
         t.mark(SAVE)
         for module in () if self.setup.save_sharded else self.rank.gathered():
             whole = [
-                t.alloc(f"{name} gathered", *each, "whole, on its way to the host") for name, *each in module
+                t.alloc(f"{name} gathered", shape, dtype, "whole, on its way to the host")
+                for name, shape, dtype in module
             ]
             del whole
         t.end_forward()

@@ -74,7 +74,10 @@ def _caching(model: Any) -> Iterator[None]:
     """Inside, a decoder whose config is a copy of the model's keeps keys and values: the Trainer's
     `use_cache=False` does not reach it (transformers 5.24 models/t5/modeling_t5.py __init__, trainer.py).
     """
-    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not model.config}
+    configs: dict[int, Any] = {
+        id(each): each for m in model.modules() if (each := getattr(m, "config", None))
+    }
+    configs.pop(id(model.config))
     apart = [each for each in configs.values() if getattr(each, "is_decoder", False)]
     for each in apart:
         each.use_cache = True

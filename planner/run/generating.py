@@ -1,5 +1,5 @@
-"""What an evaluation generates: transformers' Seq2SeqTrainer with `predict_with_generate`, of an encoder and a
-decoder (transformers 5.24 trainer_seq2seq.py prediction_step).
+"""What an evaluation generates: transformers' Seq2SeqTrainer with `predict_with_generate`, of an encoder and
+a decoder (transformers 5.24 trainer_seq2seq.py prediction_step).
 
 generate runs the encoder once, repeats what it returns for each beam, and has two caches: keys and values of
 the decoder's tokens, which grow, and those of the encoder's, which are there from the first token on. Its

@@ -25,7 +25,7 @@ from memplan.planner.tables.dtypes import itemsize
 Loading = dict[str, list[list[SymbolicRow]]]
 Bytes = tuple[str, int]
 """A tensor's dtype and bytes."""
-Whole = tuple[str, Sequence[Sized], str]
+Whole = tuple[str, tuple[Sized, ...], str]
 """A gathered tensor's name, shape and dtype."""
 
 
