@@ -408,9 +408,11 @@ goes to the host, where the file is written, and nothing is made on the GPU: an 
 gathers one parameter after another, whole and in the dtype that it is kept in (fp32 where it is trained),
 which two ranks of a dry run show to the byte (tests/test_saving.py). `save_host_bytes` (JSON) is what the
 writing rank's host holds: the file, or under FSDP the whole model, with LoRA too, since PEFT picks the
-adapter out of it. Not counted: ZeRO-3's gathering (`stage3_gather_16bit_weights_on_model_save`) and
-parameters that FSDP offloads, which are refused, and a sharded state dict, of which `save_model` writes
-nothing.
+adapter out of it. ZeRO-3 with `stage3_gather_16bit_weights_on_model_save` gathers the parameters of one
+module after another in the dtype that computes, and keeps the adapter alone where there is one; ZeRO-1 and 2
+copy the whole model to each rank's host (read in deepspeed 0.19.8, judged by no dry run). `--set
+save_sharded=true`: each rank writes its part (`SHARDED_STATE_DICT`, or ZeRO-3 without that key), and nothing
+is gathered. Not counted: parameters that FSDP offloads, gathered, which is refused.
 
 ## Serving
 
@@ -453,9 +455,38 @@ set, or `eval_accumulation_steps` x the batch, after which they go to the host. 
 $ memplan llama-3.2-1b --method lora --recipe hf --set eval_batch=8 --set eval_kept=64 --gpu rtx-4090
 ```
 
-Under DDP it is one GPU's, beside the buckets: with two ranks a dry run's `evaluate` is 0.08 % above the
-formula's. Not counted: generation (`predict_with_generate`: "at least"), the logits that ranks gather of each
-other, and the evaluation of a model that FSDP or ZeRO divides (no verdict of `fits` then).
+Under DDP it is one GPU's, beside the buckets. Under FSDP2 and ZeRO-3 a rank gathers as in a forward of
+training; FSDP2's head and norm stay whole from one batch to the next, and so does what ZeRO-3 keeps for a
+backward that does not come. Kept logits are those of all ranks. Scripts of two ranks
+(tests/dryrun_scripts/rank_trainer.py: a llama of 26 million parameters, batches of 8 or 16 x 256 tokens,
+torch 2.14, deepspeed 0.19.8), dry-run, and the formula's sum of tensors in `evaluate`:
+
+| ranks | method | kept rows | dry run, bytes | formula | reserved |
+|---|---|---|---|---|---|
+| FSDP2 | full | | 354,845,696 | -0.51% | equal |
+| FSDP2 | full | 64 | 704,412,160 | -0.16% | equal |
+| FSDP2 | lora | | 399,287,296 | -0.73% | equal |
+| ZeRO-1 | full | 64 | 746,798,080 | -0.07% | not replayed |
+| ZeRO-2 | full | | 387,859,456 | -0.01% | not replayed |
+| ZeRO-3 | full | | 439,777,792 | +0.07% | not replayed |
+
+What FSDP2's lack is blocks that are larger than what was asked for, which the replay has: what it reserves is
+equal. FSDP1 is predicted as FSDP2, "at least".
+
+### Generation while evaluating
+
+`--task seq2seq --set eval_batch=8 --set eval_generate=128 --set eval_beams=4` is Seq2SeqTrainer's
+`predict_with_generate` with its `generation_max_length` and `generation_num_beams`: transformers' own
+generate, then the loss of the labels. The trace answers: of generate's loop it runs the first token and the
+last, as for GRPO. Each beam has keys and values of the encoder's tokens; T5's decoder keeps them while the
+loss is computed too, since the Trainer's `use_cache=False` does not reach its copy of the config. Of t5-base
+(full, 8 rows, 512 to 24 tokens; tests/dryrun_scripts/generates.py, torch 2.14) the trace's `evaluate` is
+0.58 % below a dry run, with four beams 2.1 % above it, which is not explained. Without `compute_metrics`
+the Trainer generates nothing. A file's `predict_with_generate` is "at least" as before: which class it is
+for, a file does not say. Whisper's own generate and a decoder's are refused.
+
+GRPO and RLOO sample for their evaluation too: `--set eval_batch=N` is so many completions, sampled, scored
+and their loss, beside what training sampled last, by the trace.
 
 {beside}
 ## Checked by dry runs

@@ -24,6 +24,20 @@ READ = [
     ),
     ("Is 24GB enough for QLoRA 13B?", "fits", "llama-13b", "24gb", {"method": "qlora"}),
     (
+        "llama-7b lora, batch 4, with an evaluation batch size of 16 on 24GB?",
+        "fits",
+        "llama-7b",
+        "24gb",
+        {"method": "lora", "micro_batch": 4, "eval_batch": 16},
+    ),
+    (
+        "serve 50 LoRA adapters on one llama-3.1-8b with 24GB?",
+        "fits",
+        "llama-3.1-8b",
+        "24gb",
+        {"method": "inference", "adapters": 50},
+    ),
+    (
         "I have a 3080 12 gig, can I do LoRA on Gemma 2 2B?",
         "fits",
         "gemma-2-2b",

@@ -54,6 +54,22 @@ def test_one_gpu_makes_nothing_and_fsdp_gathers_one_parameter(method: str) -> No
     assert alone.step_peak == saved(method, save=False).step_peak
 
 
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_zero_3_gathers_a_module_at_once_and_the_others_none(method: str) -> None:
+    """In the dtype that computes, padded to a multiple of the ranks; with an adapter it alone is kept."""
+    three = saved(method, parallel="zero3", gpus=3)
+    [whole] = [row for row in three.moment(SAVE).rows if row.name.endswith("gathered")]
+    assert whole.bytes == 2 * 3 * -(-WIDTH * VOCABULARY // 3)
+    wanted = three.total_parameters if method == "full" else three.trainable_parameters
+    assert three.extra["save_host_bytes"] == 2 * wanted
+    two = saved(method, parallel="zero2", gpus=3)
+    assert two.extra["save_host_bytes"] == 2 * two.total_parameters
+    for parallel in ("zero2", "fsdp", "zero3"):
+        sharded = {} if parallel == "zero2" else {"save_sharded": True}
+        found = saved(method, parallel=parallel, gpus=3, **sharded)
+        assert not any(row.name.endswith("gathered") for row in found.moment(SAVE).rows)
+
+
 @pytest.mark.trace
 @pytest.mark.parametrize("method", ["full", "qlora"])
 def test_both_engines_save_the_same(method: str) -> None:
@@ -68,7 +84,8 @@ def test_both_engines_save_the_same(method: str) -> None:
     ("fields", "said"),
     [
         ({"method": "inference"}, "trains nothing that would be saved"),
-        ({"method": "full", "parallel": "zero3", "gpus": 2}, "no rule for parallel 'zero3'"),
+        ({"method": "full", "save_sharded": True}, "of ranks that share the model's weights"),
+        ({"method": "full", "parallel": "zero2", "gpus": 2, "save_sharded": True}, "with --parallel fsdp or"),
         ({"method": "full", "parallel": "fsdp", "gpus": 2, "offload": "all"}, "no rule for offload 'all'"),
     ],
 )

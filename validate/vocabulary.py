@@ -134,6 +134,14 @@ NUMBERS: tuple[tuple[str, str], ...] = (
         r"(\d+)\s*(k)?[- ]?(?:tokens?|context(?: length| window)?|个?\s*token|上下文|长度|的?序列)",
         "sequence_length",
     ),
+    (
+        rf"(?:an? )?(?:eval(?:uation)?|validation|评估|验证)[- ]?(?:batch(?:[- ]?size)?|bs|批(?:次)?(?:大小)?){_IS}(\d+)",
+        "eval_batch",
+    ),
+    (
+        r"(\d+)\s+(?:different )?(?:loras|(?:lora )?adapters)(?: (?:on one|on a single|side by side|at once))?",
+        "adapters",
+    ),
     (rf"(?:micro[- ]?)?(?:batch(?:[- ]?size)?|bs|批(?:次)?(?:大小)?){_IS}(\d+)", "micro_batch"),
     (r"(\d+)[- ]batch", "micro_batch"),
     (

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from memplan.planner.formula.forward.context import Device
 from memplan.planner.formula.forward.decoder import Guard
 from memplan.planner.formula.sharding.plan import ShardingPlan
-from memplan.planner.formula.sharding.strategies import evaluates
 from memplan.planner.formula.tape.tape import Tape
 from memplan.planner.tables.components import EVALUATION, MERGE, SAVE
 
@@ -17,7 +16,7 @@ from memplan.planner.tables.components import EVALUATION, MERGE, SAVE
 def after_training(device: Device, guard: Guard, rank: ShardingPlan) -> Iterator[tuple[str, Tape]]:
     """(moment, its tape) of all that a setup has after its training steps."""
     setup = rank.setup
-    if setup.eval_batch is not None and evaluates(setup):
+    if setup.eval_batch is not None:
         from memplan.planner.formula.evaluation import run_evaluation
 
         yield EVALUATION, run_evaluation(rank.seen, device, guard, rank)

@@ -250,7 +250,7 @@ def plan(spec: ModelSpec, setup: Setup, *, replayed: bool = True) -> Prediction:
 
 
 def _of_saving(structure: Symbolic, named: dict[str, int]) -> dict[str, int]:
-    if not structure.setup.save:
+    if not structure.setup.save or structure.setup.save_sharded:  # what a part is written from was not read
         return {}
     from memplan.planner.formula.saving import saved_on_host
 

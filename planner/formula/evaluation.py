@@ -12,8 +12,10 @@ from memplan.planner.formula.sharding.plan import ShardingPlan
 from memplan.planner.formula.step import Step
 from memplan.planner.formula.symbolic.expr import const
 from memplan.planner.formula.tape.tape import Tape, Tensor
-from memplan.planner.inputs.tasks import evaluation_batches, rows
+from memplan.planner.inputs.tasks import evaluates_whole, evaluation_batches, rows
 from memplan.planner.tables.components import EVALUATION
+
+KEPT = ("logits", "labels")
 
 
 def run_evaluation(
@@ -37,8 +39,9 @@ class _Evaluation(Step):
         self.guard = self.guard._replace(single=count == 1)
         with t.no_grad():
             if setup.eval_kept is None:
-                outputs, _, ids = self._batch(count)
-                del outputs, ids
+                for _ in range(2 if self.hooks.keeps else 1):
+                    outputs, _, ids = self._batch(count)
+                    del outputs, ids
             else:
                 self._keep(count, evaluation_batches(setup))
         t.end_forward()
@@ -64,20 +67,28 @@ class _Evaluation(Step):
         return outputs, labels, ids
 
     def _keep(self, count: int, batches: int) -> None:
-        """Logits and labels of several batches, joined as they come (planner/run/evaluation.py)."""
-        t, kept = self.tape, []
-        logits, labels, ids = self._batch(count)
-        kept = [logits, labels]
-        for number in range(1, batches):
-            if number == batches - 1:
-                logits, labels, ids = self._batch(count)
+        """Logits and labels of several batches, those of all ranks, joined as they come
+        (planner/run/evaluation.py).
+        """
+        t, ranks = self.tape, self.setup.gpus
+        kept: list[Tensor] = []
+        for number in range(batches):
+            if evaluates_whole(number, batches):
+                *found, ids = self._batch(count)
+                like = [(each.shape, each.dtype) for each in found]
             else:
-                logits, labels = (
-                    t.alloc("logits of a batch", logits.shape, logits.dtype, "of one more batch"),
-                    t.alloc("labels of a batch", labels.shape, labels.dtype, "of one more batch"),
-                )
-            for place, new in enumerate((logits, labels)):
-                shape = ((number + 1) * count, *new.shape[1:])
-                name = f"kept {'labels' if place else 'logits'}"
-                kept[place] = t.alloc(name, shape, new.dtype, "of every batch, for compute_metrics")
+                found = [
+                    t.alloc(f"{what} of a batch", *each, "of one more batch")
+                    for what, each in zip(KEPT, like, strict=True)
+                ]
+            for place, what in enumerate(KEPT):
+                (rows, *width), dtype = like[place]
+                if ranks > 1:
+                    shape = (rows * ranks, *width)
+                    found[place] = t.alloc(f"{what} of all ranks", shape, dtype, "gathered")
+                if not number:
+                    kept.append(found[place])
+                    continue
+                shape = (rows * ranks * (number + 1), *width)
+                kept[place] = t.alloc(f"kept {what}", shape, dtype, "of every batch, for compute_metrics")
         del ids

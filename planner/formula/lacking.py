@@ -21,6 +21,7 @@ def lacking(spec: ModelSpec, setup: Setup) -> str:
         "a reward model beside the trained one": setup.reward_model is not None,
         "the cached loss of one text at a time": setup.mini_batch == 1,
         "top_p and top_k": setup.top_p is not None or setup.top_k is not None,
+        "an evaluation that samples": setup.eval_batch is not None and TASKS[setup.task].generates,
         f"method '{setup.method}'": METHODS[setup.method].traced,
         "adapters on parameters (target_parameters)": bool(setup.target_parameters),
         "parameters trained by name (trained_parameters)": bool(setup.trained_parameters),

@@ -191,9 +191,10 @@ class Step:
         """The gradients that are there when a step has ended: none where the loop or the optimizer frees
         them.
         """
-        setup = self.setup
-        if not (setup.zero_grad == "after_step" or setup.loop.frees_gradients or setup.optimizer_in_backward):
-            self._old_gradients()
+        setup, hooks = self.setup, self.hooks
+        freed = setup.loop.frees_gradients or setup.optimizer_in_backward or hooks.frees
+        if not freed and setup.zero_grad != "after_step":
+            self._old_gradients() if hooks.accumulates else hooks.accumulated()
 
     # ---- forward -------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from memplan.planner.inputs import pictures, quantized, task_rules
+from memplan.planner.inputs import after_rules, optimizer_rules, pictures, quantized, task_rules
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.optimizers import OPTIMIZERS
 from memplan.planner.tables.other_optimizers import unknown_optimizer
@@ -64,12 +64,12 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
             s.activation_offload != "none" and s.device == "cpu",
             "activation_offload moves saved tensors from a GPU to the host: device cpu has none to move",
         ),
-        *task_rules.in_backward(s),
-        *task_rules.low_rank(s),
-        *task_rules.evaluation(s),
-        *task_rules.merging(s),
-        *task_rules.serving(s),
-        *task_rules.saving(s),
+        *optimizer_rules.in_backward(s),
+        *optimizer_rules.low_rank(s),
+        *after_rules.evaluation(s),
+        *after_rules.merging(s),
+        *after_rules.serving(s),
+        *after_rules.saving(s),
         *task_rules.generation(s),
         *task_rules.beside(s),
         (

@@ -129,7 +129,10 @@ class Setup:
     vllm_sleeps: bool  # it holds its share only while it samples
     eval_batch: Size | None  # rows of an evaluation step after training; None: no evaluation is counted
     eval_kept: Size | None  # rows whose logits compute_metrics has on the GPU at once; None: none are kept
+    eval_generate: Size | None  # tokens of a row that an evaluation's generate makes; None: it has none
+    eval_beams: Count  # beams of that
     save: bool  # the model is written after training, as Trainer.save_model does
+    save_sharded: bool  # each rank writes what it keeps; else one that gathers it, where ranks share a model
     merge: bool  # the adapter is merged into its base after training, as merge_and_unload does
     outputs_fp32: bool  # accelerate converts what the forward returns to fp32 under autocast
     allocator: Literal["native", "expandable"]

@@ -5,15 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from memplan.planner.tables.errors import shorten
 from memplan.planner.tables.heads import NEW_HEADS
-from memplan.planner.tables.low_rank import no_expression
 from memplan.planner.tables.methods import METHODS
-from memplan.planner.tables.optimizers import OPTIMIZERS
 from memplan.planner.tables.tasks import TASKS
 
-KEEPS_LOGITS = ("sft", "classify", "mlm")
-"""Tasks whose evaluation is the Trainer's, of logits alone."""
 PROMPTS = ("prefix-tuning", "prompt-tuning", "p-tuning")
 
 
@@ -232,8 +227,8 @@ def generation(s: Any) -> list[tuple[bool, str]]:
             "vllm_sleeps needs vLLM's share of the GPU: --set vllm_share=0.3",
         ),
         (
-            s.eval_batch is not None and not task.judges,
-            f"eval_batch {s.eval_batch} has no rule for {said}, whose evaluation samples too: leave it out",
+            s.eval_batch is not None and task.old_scores == "never" and not task.judges,
+            f"eval_batch {s.eval_batch} has no rule for {said}: leave it out",
         ),
         (
             s.method in ("adapter", *PROMPTS),
@@ -243,133 +238,5 @@ def generation(s: Any) -> list[tuple[bool, str]]:
             s.parallel != "none",
             f"{said} has no rule for parallel '{s.parallel}': leave it out for one GPU, or leave --task out "
             "for the supervised step, which is less",
-        ),
-    ]
-
-
-def evaluation(s: Any) -> list[tuple[bool, str]]:
-    """What an evaluation needs; its logits are kept by transformers' own prediction_step, of a decoder or an
-    encoder (T5's outputs have more than logits, TRL's trainers of pairs keep other numbers).
-    """
-    trains = METHODS[s.method].trains != "nothing"
-    kept = f"eval_kept {s.eval_kept}"
-    return [
-        (
-            s.eval_batch is not None and not trains,
-            f"eval_batch {s.eval_batch}: method '{s.method}' trains nothing that an evaluation would follow",
-        ),
-        (
-            s.eval_kept is not None and s.eval_batch is None,
-            f"{kept} needs the batch of the evaluation: --set eval_batch=8",
-        ),
-        (
-            s.eval_kept is not None and s.eval_batch is not None and s.eval_kept < s.eval_batch,
-            f"{kept} is less than one batch of eval_batch {s.eval_batch}: use a multiple of it",
-        ),
-        (
-            s.eval_kept is not None and s.loss != "full",
-            f"{kept} contradicts loss '{s.loss}', which never has whole logits: use --loss full",
-        ),
-        (
-            s.eval_kept is not None and s.task not in KEEPS_LOGITS,
-            f"{kept} has no rule for task '{s.task}': use it with {', '.join(KEEPS_LOGITS)}",
-        ),
-    ]
-
-
-def merging(s: Any) -> list[tuple[bool, str]]:
-    """What an adapter that is merged into its base needs."""
-    trains, linear = METHODS[s.method].trains, s.method not in ("adapter", *PROMPTS)
-    return [
-        (
-            s.merge and (trains != "adapter" or not linear),
-            f"merge: method '{s.method}' has no adapter that PEFT merges into a base: use --method lora",
-        ),
-        (
-            s.merge and s.quant_type == "int8",
-            "merge has no rule for int8 weights: use --method lora or qlora",
-        ),
-        (
-            s.merge and s.parallel != "none",
-            f"merge has no rule for parallel '{s.parallel}': leave it out for one GPU",
-        ),
-    ]
-
-
-def saving(s: Any) -> list[tuple[bool, str]]:
-    """What a model that is saved needs."""
-    return [
-        (
-            s.save and METHODS[s.method].trains == "nothing",
-            f"save: method '{s.method}' trains nothing that would be saved: leave it out",
-        ),
-        (
-            s.save and s.parallel == "zero3",
-            "save has no rule for parallel 'zero3', whose ranks gather module by module: leave it out",
-        ),
-        (
-            s.save and s.parallel == "fsdp" and s.offload == "all",
-            "save has no rule for offload 'all': leave it out",
-        ),
-    ]
-
-
-def serving(s: Any) -> list[tuple[bool, str]]:
-    """What adapters beside an inference need, and those of some layers alone."""
-    row = METHODS[s.method]
-    return [
-        (
-            s.adapters is not None and row.trains != "nothing",
-            f"adapters {s.adapters} are those of an inference, method '{s.method}' trains one: use --method "
-            "inference",
-        ),
-        (
-            bool(s.layers_to_transform) and "layers_to_transform" not in row.reads,
-            f"layers_to_transform: method '{s.method}' has no adapters on layers: use --method lora",
-        ),
-    ]
-
-
-def in_backward(s: Any) -> list[tuple[bool, str]]:
-    """What an optimizer that steps in the backward excludes: no gradient lives until another place asks."""
-    broken = (
-        (
-            s.gradient_accumulation > 1,
-            f"gradient_accumulation {s.gradient_accumulation} has nothing to add to",
-        ),
-        (s.importance_buffers, "AdaLoRA's importance_buffers are made of gradients after the step"),
-        (s.parallel != "none", f"under {s.parallel} it has no rule, use one GPU"),
-    )
-    said = "optimizer_in_backward frees each gradient as it comes"
-    own = OPTIMIZERS[s.optimizer].in_backward and not s.optimizer_in_backward
-    return [
-        (own, f"optimizer_in_backward false: optimizer '{s.optimizer}' steps there by itself, leave it out"),
-        *((s.optimizer_in_backward and holds, f"{said}: {why}") for holds, why in broken),
-    ]
-
-
-def low_rank(s: Any) -> list[tuple[bool, str]]:
-    """What an optimizer needs that projects gradients, or that has every parameter of the model."""
-    row, strange = OPTIMIZERS[s.optimizer], no_expression(s.optim_targets)
-    whole = METHODS[s.method].trains in ("all", "last_layers")
-    said = f"optimizer '{s.optimizer}'"
-    return [
-        (
-            row.low_rank and not whole,
-            f"{said} projects the gradients of whole matrices, which method '{s.method}' does not train: use "
-            "--method full, or adamw_torch",
-        ),
-        (
-            row.low_rank and s.parallel not in ("none", "ddp"),
-            f"{said} needs whole gradients, which {s.parallel} divides: use --parallel ddp, or adamw_torch",
-        ),
-        (
-            row.low_rank and not s.optim_targets,
-            "optim_targets is empty: expected parts of layers' names such as attn,mlp, or all-linear",
-        ),
-        (
-            row.low_rank and strange is not None,
-            f"optim_targets '{shorten(strange or '', 60)}' is no regular expression: use parts of layers' "
-            "names such as attn,mlp, or all-linear",
         ),
     ]

@@ -76,6 +76,13 @@ def micro_rows(setup: Setup) -> tuple[int, int]:
     return rows, -(-whole // rows)
 
 
+def sampled_while_evaluating(setup: Setup) -> GeneratedRows:
+    """Of one batch of the evaluation of a task that generates: as of training, of `eval_batch` rows (trl 1.16
+    trainer/grpo_trainer.py and rloo_trainer.py prediction_step).
+    """
+    return generated(setup)._replace(rows=setup.eval_batch or 0, steps=1)
+
+
 def shortest(setup: Setup) -> int:
     """The fewest tokens of a row: a sampled completion stands behind a prompt."""
     return (setup.completion_length or 0) + 1
@@ -105,10 +112,23 @@ def growth(tokens: int) -> Iterator[int]:
 
 
 def evaluation_batches(setup: Setup) -> int:
-    """Batches whose logits an evaluation keeps on the device; those of one batch where none are kept."""
+    """Batches whose logits an evaluation keeps on the device, each of all ranks; those of one batch where
+    none are kept.
+    """
     if setup.eval_batch is None or setup.eval_kept is None:
         return 1
-    return -(-setup.eval_kept // setup.eval_batch)
+    return -(-setup.eval_kept // (setup.eval_batch * setup.gpus))
+
+
+EVALUATED = 8
+"""Batches of an evaluation that run as they are where logits are kept: what a forward leaves cached decides
+where the kept ones go. Of more, only what is kept of those between is made.
+"""
+
+
+def evaluates_whole(number: int, batches: int) -> bool:
+    """Whether batch `number` of an evaluation runs as it is: the first ones, and the last."""
+    return number < EVALUATED - 1 or number == batches - 1
 
 
 def lacks(setup: Setup) -> str:

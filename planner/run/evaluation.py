@@ -6,13 +6,16 @@ trainer_pt_utils.py EvalLoopContainer).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
-from memplan.planner.inputs.tasks import evaluation_batches
-from memplan.planner.run import batches, losses
+from memplan.planner.inputs.tasks import evaluates_whole, evaluation_batches, sampled_while_evaluating
+from memplan.planner.run import batches, generating, losses, rollout
 from memplan.planner.run.built import Announcer, Built
 from memplan.planner.tables.components import EVALUATION
 from memplan.planner.tables.tasks import TASKS
@@ -27,37 +30,95 @@ def run(built: Built, watcher: Announcer, step: int) -> None:
         return  # PPO's samples of an evaluation set belong to its own loop
     if setup.loop.frees_gradients:
         built.optimizer.zero_grad(set_to_none=True)
-    where = next(iter(built.batch.values())).device
-    with watcher.announce(EVALUATION, step), built.kernels(), torch.no_grad():
-        built.model.eval()
-        if setup.eval_kept is None:
-            outputs = _outputs(built, where)[0]
-            del outputs
-        else:
-            _keep(built, where, evaluation_batches(setup))
-        built.model.train()
+    where = next(built.model.parameters()).device
+    announce = partial(watcher.announce, EVALUATION, step)
+    built.model.eval()
+    if TASKS[setup.task].generates:
+        _sampled(built, watcher, step)
+    elif setup.eval_generate is not None:
+        _generated(built, announce, where)
+    else:
+        with announce(), built.kernels(), torch.no_grad():
+            if setup.eval_kept is None:
+                outputs = _outputs(built, where)[0]
+                del outputs
+            else:
+                _keep(built, where, evaluation_batches(setup))
+    built.model.train()
+
+
+def _batch(built: Built, where: torch.device) -> dict[str, Any]:
+    return batches.make(built.base.config, built.setup.with_(micro_batch=built.setup.eval_batch), where)
 
 
 def _outputs(built: Built, where: torch.device) -> tuple[Any, Any]:
     """One batch's outputs, and the batch."""
-    batch = batches.make(built.base.config, built.setup.with_(micro_batch=built.setup.eval_batch), where)
+    batch = _batch(built, where)
     return losses.forward(replace(built, batch=batch)), batch
 
 
-def _keep(built: Built, where: torch.device, count: int) -> None:
-    """`count` batches whose logits and labels are joined as they come. Of those between the first and the
-    last only what is kept of them is made: a forward frees what it took. The last batch lives as they do.
+def _generated(
+    built: Built, announce: Callable[[], AbstractContextManager[None]], where: torch.device
+) -> None:
+    """One batch of Seq2SeqTrainer's: what the model generates, then the loss of the labels."""
+    with announce():
+        batch = _batch(built, where)
+    made = generating.run(built, announce, batch)
+    with announce(), built.kernels(), torch.no_grad(), _caching(built.base):
+        outputs = losses.forward(replace(built, batch=batch))
+        del outputs, made, batch
+
+
+@contextmanager
+def _caching(model: Any) -> Iterator[None]:
+    """Inside, a decoder whose config is a copy of the model's keeps keys and values: the Trainer's
+    `use_cache=False` does not reach it (transformers 5.24 models/t5/modeling_t5.py __init__, trainer.py).
     """
-    all_logits = all_labels = logits = labels = inputs = None
+    configs: dict[int, Any] = {
+        id(each): each for m in model.modules() if (each := getattr(m, "config", None))
+    }
+    configs.pop(id(model.config))
+    apart = [each for each in configs.values() if getattr(each, "is_decoder", False)]
+    for each in apart:
+        each.use_cache = True
+    try:
+        yield
+    finally:
+        for each in apart:
+            each.use_cache = False
+
+
+def _sampled(built: Built, watcher: Announcer, step: int) -> None:
+    """One batch of a trainer whose task generates: sampled and scored, then its loss, beside the rows that
+    training sampled last.
+    """
+    of_batch = replace(built, setup=built.setup.with_(micro_batch=built.setup.eval_batch))
+    rollout.sample(of_batch, watcher, step, EVALUATION, sampled_while_evaluating(built.setup))
+    with watcher.announce(EVALUATION, step), built.kernels(), torch.no_grad():
+        of_batch.batch, of_batch.rollout = of_batch.rollout, {}
+        outputs = losses.forward(of_batch)
+        del outputs
+    of_batch.batch = {}
+
+
+def _keep(built: Built, where: torch.device, count: int) -> None:
+    """`count` batches whose logits and labels are joined as they come; where ranks share the data, each has
+    those of all (accelerate 1.15 utils/operations.py _gpu_gather). The last batch lives as they do.
+    """
+    kept: list[torch.Tensor | None] = [None, None]
     for number in range(count):
-        if number in (0, count - 1):
+        if evaluates_whole(number, count):
             outputs, inputs = _outputs(built, where)
-            logits, labels = outputs["logits"], inputs["labels"]
+            found = [outputs["logits"], inputs["labels"]]
             del outputs
+            own = [(each.shape, each.dtype) for each in found]
         else:
-            logits, labels = torch.empty_like(logits), torch.empty_like(labels)
-        all_logits = _joined(all_logits, logits)
-        all_labels = _joined(all_labels, labels)
+            found = [torch.empty(shape, dtype=dtype, device=where) for shape, dtype in own]
+        for place, (shape, dtype) in enumerate(own):
+            if (ranks := built.setup.gpus) > 1:
+                found[place] = torch.empty((ranks * shape[0], *shape[1:]), dtype=dtype, device=where)
+            kept[place] = _joined(kept[place], found[place])
+    del inputs
 
 
 def _joined(kept: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ completion tokens, B of them in a micro-step, S = P + C, V vocabulary.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -112,7 +113,8 @@ def _sampled(
     with watcher.announce(GENERATION, step):
         mask = query != PADDING
         prompts = torch.masked_fill(query, ~mask, 0)
-    found = sample(built, watcher, step, policy, prompts, mask, completion, CHOSEN)
+    announce = partial(watcher.announce, GENERATION, step)
+    found = sample(built, announce, policy, prompts, mask, completion, CHOSEN)
     with watcher.announce(GENERATION, step):
         logits = torch.stack(found.scores, 1)
         return torch.cat((query, query.new_zeros((len(query), completion))), dim=1), logits

@@ -11,17 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
 
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.tasks import GeneratedRows, generated, server_bytes
-from memplan.planner.run import pictures, policy
+from memplan.planner.run import pictures, policy, sampling
 from memplan.planner.run.built import Announcer, Built
 from memplan.planner.run.preferences import called, unchecked
-from memplan.planner.run.sampling import sample
 from memplan.planner.tables.components import GENERATION
 from memplan.planner.tables.tasks import TASKS
 
@@ -30,18 +29,24 @@ def run(built: Built, watcher: Announcer, step: int) -> None:
     """Sample and score one generation, announced as a moment of training step `step`; `built.rollout` holds
     it until the next one is there, as the trainer's buffer does.
     """
-    setup, sizes = built.setup, generated(built.setup)
+    sample(built, watcher, step, GENERATION, generated(built.setup))
+
+
+def sample(built: Built, watcher: Announcer, step: int, moment: str, sizes: GeneratedRows) -> None:
+    """The same of so many rows, in a moment of another name where an evaluation samples."""
+    setup = built.setup
     where = next(built.model.parameters()).device
-    with watcher.announce(GENERATION, step):
+    with watcher.announce(moment, step):
         beside = share_of_vllm(setup, where) if setup.vllm_sleeps else None
         prompts = pictures.prompts(built.config, setup, sizes, where)
         mask = torch.ones_like(prompts)
     if setup.vllm_share is None:
-        with unchecked(built.base), torch.no_grad(), _prepared(built):
-            with watcher.announce(GENERATION, step):
+        with unchecked(built.base), torch.no_grad(), prepared(built):
+            with watcher.announce(moment, step):
                 shown = pictures.of_prompts(built.config, setup, sizes, where)
-            sample(built, watcher, step, built.model, prompts, mask, sizes.completion, _chosen(built), shown)
-    with watcher.announce(GENERATION, step), built.kernels():
+            announce, chosen = partial(watcher.announce, moment, step), _chosen(built)
+            sampling.sample(built, announce, built.model, prompts, mask, sizes.completion, chosen, shown)
+    with watcher.announce(moment, step), built.kernels():
         shown = {}
         del beside, mask
         made = _batch(prompts, sizes)
@@ -83,7 +88,7 @@ def _chosen(built: Built) -> dict[str, Any]:
 
 
 @contextmanager
-def _prepared(built: Built) -> Iterator[None]:
+def prepared(built: Built) -> Iterator[None]:
     """The model's forward as generate finds it: where the model itself is trained, accelerate has wrapped
     it in autocast and a conversion of its outputs (accelerate 1.15 accelerator.py prepare_model); under an
     adapter generate calls the base, which nobody wrapped.

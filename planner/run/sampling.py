@@ -10,16 +10,15 @@ allocated bytes equal to, a run of every token.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
 
 from memplan.planner.inputs.tasks import growth
-from memplan.planner.run.built import Announcer, Built
-from memplan.planner.tables.components import GENERATION
+from memplan.planner.run.built import Built
 
 
 class Sampled(NamedTuple):
@@ -33,8 +32,7 @@ class Sampled(NamedTuple):
 
 def sample(
     built: Built,
-    watcher: Announcer,
-    step: int,
+    announce: Callable[[], AbstractContextManager[None]],
     model: Any,
     prompts: torch.Tensor,
     mask: torch.Tensor,
@@ -43,23 +41,18 @@ def sample(
     shown: Mapping[str, torch.Tensor] | None = None,
 ) -> Sampled:
     """`completion` tokens of each of the rows of `prompts` (N, P), as `chosen` (fields of a
-    GenerationConfig) has it, announced as a moment of training step `step`. `shown`: the prompts' pictures.
+    GenerationConfig) has it, in moments that `announce` opens. `shown`: the prompts' pictures.
     """
     drawn: dict[str, torch.Tensor] = {}
-    with watcher.announce(GENERATION, step), built.kernels(), _drawing(drawn):
+    with announce(), built.kernels(), _drawing(drawn):
         name, cache, scores = _one_token(model, prompts, mask, chosen, drawn, **(shown or {}))
         if completion < 2:
             return Sampled(cache, scores)
         for more in growth(completion - 2):
             scores += [scores[0].new_empty(scores[0].shape) for _ in range(more if scores else 0)]
-            for layer in _growing(cache):
-                keys, values = layer.keys, layer.values
-                layer.update(
-                    *(each.new_empty((*each.shape[:-2], more, each.shape[-1])) for each in (keys, values))
-                )
-                del keys, values
+            grow(cache, more)
         built.held = cache
-    with watcher.announce(GENERATION, step), built.kernels(), _drawing(drawn):
+    with announce(), built.kernels(), _drawing(drawn):
         built.held = None
         sampled = prompts.new_zeros((len(prompts), completion - 1))
         ids = torch.cat([prompts, sampled], dim=1)
@@ -121,6 +114,11 @@ def _one_token(
     return name, made[name], list(made.scores or ())
 
 
-def _growing(cache: Any) -> Iterator[Any]:
-    """The cache's layers that hold keys and values of every token."""
-    return (layer for layer in cache.layers if getattr(layer, "keys", None) is not None)
+def grow(cache: Any, more: int) -> None:
+    """Keys and values of so many tokens more, in each of the cache's layers that hold those of every one."""
+    for layer in cache.layers:
+        if getattr(layer, "keys", None) is None:
+            continue
+        keys, values = layer.keys, layer.values
+        layer.update(*(each.new_empty((*each.shape[:-2], more, each.shape[-1])) for each in (keys, values)))
+        del keys, values

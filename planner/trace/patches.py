@@ -19,7 +19,7 @@ from memplan.planner.inputs.pictures import read_sizes
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.run.extras import BITSANDBYTES, load, require
 from memplan.planner.run.values import Values
-from memplan.planner.tables.components import GENERATION
+from memplan.planner.tables.components import EVALUATION, GENERATION
 from memplan.planner.tables.optimizers import OPTIMIZERS
 from memplan.planner.trace import chunked_sums, grouped, patches_optimizers, patches_peft
 from memplan.planner.trace.autocast import lower_dtype
@@ -55,7 +55,7 @@ class _Values:
             searched = made is not None and made.op.startswith("aten.any")
             # transformers 5.24 generation/utils.py StopCheck, in no module: are all rows finished?
             stops = made is not None and made.op.startswith("aten.eq") and not made.module
-            if stops and self.observer.moment == GENERATION:
+            if stops and self.observer.moment in (GENERATION, EVALUATION):
                 return True
             return not searched and self.every_token_real  # peft 0.21 tuners/vblora/layer.py: any infinite?
         self.refuse_unknown(tensor)

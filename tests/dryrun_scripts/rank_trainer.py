@@ -1,4 +1,5 @@
-"""transformers' Trainer under torchrun: DDP, FSDP2 or DeepSpeed's ZeRO, as its arguments say."""
+"""transformers' Trainer under torchrun: DDP, FSDP2 or DeepSpeed's ZeRO, as its arguments say; with eval_batch
+it evaluates after two steps, with eval_kept for compute_metrics."""
 
 import json
 import os
@@ -29,6 +30,15 @@ elif parallel.startswith("zero"):
         "gradient_accumulation_steps": "auto",
         "gradient_clipping": "auto",
     }
+batch, kept = fields.get("eval_batch"), fields.get("eval_kept")
+if batch:
+    shared |= {"per_device_eval_batch_size": batch, "eval_strategy": "steps", "eval_steps": 2}
+
+
+def accuracy(found):
+    return {"accuracy": float((found.predictions.argmax(-1) == found.label_ids).mean())}
+
+
 arguments = TrainingArguments(
     "out",
     per_device_train_batch_size=fields["micro_batch"],
@@ -63,4 +73,7 @@ if adapters:
 length = fields["sequence_length"]
 row = {name: torch.randint(3, 500, (length,)) for name in ("input_ids", "labels")}
 rows = [{**row, "attention_mask": torch.ones(length, dtype=torch.long)} for _ in range(64)]
-Trainer(model, arguments, train_dataset=rows).train()
+asked = {"eval_dataset": rows[: kept or 64]} if batch else {}
+Trainer(
+    model, arguments, train_dataset=rows, **asked, **({"compute_metrics": accuracy} if kept else {})
+).train()

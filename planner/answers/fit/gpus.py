@@ -154,8 +154,6 @@ def share(
         alone = need(spec, changed(setup, {"gpus": 1, "parallel": "none"}), error)
         if alone.fits(gpu):
             return Shared("none", 1, alone.device_bytes(gpu), True)
-        if setup.eval_batch is not None:  # a rank's evaluation is not counted: no count is enough for sure
-            return None
         if not (most := shared(MOST_CARDS)).fits(gpu):
             return Shared(parallel, None, most.device_bytes(gpu), False, needs)
         enough = 2
@@ -175,7 +173,7 @@ def share(
 def share_alike(spec: ModelSpec, setup: Setup, gpu: Gpu, count: int, error: float = 0.0) -> list[Shared]:
     """What one rank needs under the other strategies on as many GPUs."""
     found = []
-    for parallel in STRATEGIES if setup.eval_batch is None else ():
+    for parallel in STRATEGIES:
         needs = to_share(setup, parallel)
         try:
             own = need(spec, changed(setup, {**needs, "gpus": count, "parallel": parallel}), error)

@@ -15,9 +15,9 @@ from memplan.planner.formula.replay.load_peak import load_candidates
 from memplan.planner.formula.resident.loading import batch_shapes, load_rows
 from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.rows import SymbolicRow
-from memplan.planner.formula.sharding.plan import Loading, ShardingPlan, part
+from memplan.planner.formula.sharding.plan import Loading, ShardingPlan, Whole, part
 from memplan.planner.formula.symbolic.expr import Expr, as_expr, ceil_div, product
-from memplan.planner.tables.dtypes import itemsize
+from memplan.planner.tables.dtypes import DTYPE_BITS, itemsize
 from memplan.planner.tables.methods import METHODS
 
 LAYER, EMBEDDING, TAIL, ROOT = "layer", "embedding", "tail", "root"
@@ -119,6 +119,15 @@ class FsdpPlan(ShardingPlan):
         return self.offloaded and (
             row.component == "optimizer_states" or row.why.startswith("this rank's part")
         )
+
+    def gathered(self) -> Iterator[Sequence[Whole]]:
+        """One parameter after another, in the dtype that it is kept in."""
+        for each in self.stored.all if self.ranks > 1 else ():
+            if not each.logical:
+                continue
+            packed = DTYPE_BITS[each.dtype] < 8
+            shape = (packed_bytes(each.elements, each.dtype),) if packed else each.shape
+            yield [(each.name, shape, "uint8" if packed else each.dtype)]
 
     def host(self) -> list[SymbolicRow]:
         """What this rank keeps in host memory: paged states, and what CPUOffloadPolicy moves there."""

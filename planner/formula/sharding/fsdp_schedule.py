@@ -48,6 +48,7 @@ class FsdpSchedule(StrategyHooks):
     """Every unit of one walk, and what they share: held buffers and the order of forwards."""
 
     accumulates = False
+    keeps = True
 
     def __init__(self, rank: FsdpPlan, walk: Context) -> None:
         self.rank, self.w, self.t = rank, walk, walk.t

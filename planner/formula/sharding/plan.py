@@ -7,7 +7,7 @@ everything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from memplan.planner.formula.forward.context import Context
@@ -25,12 +25,16 @@ from memplan.planner.tables.dtypes import itemsize
 Loading = dict[str, list[list[SymbolicRow]]]
 Bytes = tuple[str, int]
 """A tensor's dtype and bytes."""
+Whole = tuple[str, tuple[Sized, ...], str]
+"""A gathered tensor's name, shape and dtype."""
 
 
 class StrategyHooks:
     """What a strategy does at the places of a step where it can act. This one does nothing."""
 
     accumulates = True  # gradients of earlier micro-batches are whole, and the step itself makes their rows
+    frees = False  # gradients go with the optimizer's step
+    keeps = False  # some of what a forward without a backward gathers is there in the next one
 
     def enter(self, unit: str, given: Tensor, place: int | None = None, key: int | None = None) -> Tensor:
         """Before a module that is sharded as one unit runs; `place` is the layer's index, `key` that of the
@@ -113,6 +117,10 @@ class ShardingPlan:
     def host(self) -> list[SymbolicRow]:
         """Rows in host memory."""
         return self.stored.host_rows()
+
+    def gathered(self) -> Iterator[Sequence[Whole]]:
+        """What of the parameters saving gathers, one sequence at once after the other: nothing."""
+        return iter(())
 
     def stepped(self) -> Sequence[ParameterSpec]:
         """The tensors that the optimizer steps through, as this rank holds them."""

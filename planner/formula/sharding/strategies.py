@@ -246,18 +246,6 @@ def wraps(setup: Setup) -> bool:
     return setup.parallel != "none" and (setup.parallel != "ddp" or setup.gpus > 1 or not setup.loop.prepares)
 
 
-def evaluates(setup: Setup) -> bool:
-    """Whether an evaluation step is counted: where a rank holds the whole model, and gathers no logits of
-    others (transformers 5.24 trainer.py evaluation_loop gathers those that compute_metrics keeps).
-    """
-    return not wraps(setup) or (setup.parallel == "ddp" and setup.eval_kept is None)
-
-
-def gathers(setup: Setup) -> bool:
-    """Whether saving gathers what ranks share: FSDP's full state dict."""
-    return setup.parallel == "fsdp" and setup.gpus > 1
-
-
 def warnings(engine: str, setup: Setup) -> tuple[str, ...]:
     """What a user should know of a prediction for several ranks."""
     if setup.parallel == "none":

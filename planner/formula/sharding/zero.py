@@ -10,13 +10,13 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from memplan.planner.formula.parameters import ParameterTable
 from memplan.planner.formula.replay.load_peak import load_candidates
 from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.rows import SymbolicRow
-from memplan.planner.formula.sharding.plan import Loading, ShardingPlan, nbytes, part
+from memplan.planner.formula.sharding.plan import Loading, ShardingPlan, Whole, nbytes, part
 from memplan.planner.formula.symbolic.expr import Expr, ceil_div, round_up, total
 from memplan.planner.tables.dtypes import itemsize
 
@@ -247,6 +247,21 @@ class Zero3Plan(ZeroPlan):
             for name, group in self.groups()
         ]
         return [bucket, *([] if self.offloaded else parts)]
+
+    def gathered(self) -> Iterator[Sequence[Whole]]:
+        """The parameters of one module after another, those of equal layers once; from the host by way of
+        this rank's part.
+        """
+        modules: dict[str, list[Whole]] = {}
+        for each in self.stored.all:
+            if each.role == "buffer":
+                continue
+            whole = self.gathered_elements(each)
+            module = modules.setdefault(each.name.rpartition(".")[0], [])
+            module.append((each.name, (whole,), self.dtype))
+            if self.setup.offload == "all":
+                module.append((f"{each.name} part", (whole // self.ranks,), self.dtype))
+        yield from modules.values() if self.ranks > 1 else ()
 
     def gathered_elements(self, tensor: ParameterSpec) -> int:
         """Elements of a gathered parameter, padded to a multiple of N, counted in the dtype that computes."""

@@ -24,6 +24,7 @@ class Zero12Schedule(StrategyHooks):
     """Stages 1 and 2."""
 
     accumulates = False
+    frees = True
 
     def __init__(self, rank: ZeroPlan, walk: Context) -> None:
         self.rank, self.w, self.t = rank, walk, walk.t

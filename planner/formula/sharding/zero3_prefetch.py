@@ -34,10 +34,14 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """The most elements gathered at once in each pass, flat buffers and copies together."""
+    """The most elements gathered at once in each pass, flat buffers and copies together; of an evaluation,
+    whose forwards follow one another: what one of them keeps for the backward that does not come is there in
+    the next (parameter_offload.py `_start_of_forward_hook` begins the trace anew and releases nothing).
+    """
 
     forward: int
     backward: int
+    evaluation: int
 
 
 def fetched(blocks: Sequence[tuple[Sequence[Module], bool]], limits: Limits) -> Fetched:
@@ -50,12 +54,14 @@ def fetched(blocks: Sequence[tuple[Sequence[Module], bool]], limits: Limits) -> 
         for block, recomputed in reversed(blocks)
         for module in (*(block if recomputed else ()), *reversed(block))
     ]
-    peaks = list(_walk([*forward, *backward], limits))
-    return Fetched(max(peaks[: len(forward)], default=0), max(peaks[len(forward) :], default=0))
+    trace, passed, state = [*forward, *backward], len(forward), _State()
+    peaks = list(_walk(trace, limits, _State(), len(trace)))
+    evaluated = [size for _ in range(2) for size in _walk(trace, limits, state, passed)]
+    return Fetched(*(max(each, default=0) for each in (peaks[:passed], peaks[passed:], evaluated)))
 
 
-def _walk(trace: list[Module], limits: Limits) -> Iterator[int]:
-    """The most elements gathered while each module of the trace runs."""
+def _walk(trace: list[Module], limits: Limits, state: _State, ends: int) -> Iterator[int]:
+    """The most elements gathered while each of the trace's first `ends` modules runs."""
     before = [0]
     for module in trace:
         before.append(before[-1] + sum(p.elements for p in module))
@@ -64,10 +70,9 @@ def _walk(trace: list[Module], limits: Limits) -> Iterator[int]:
         for parameter in trace[index]:
             uses.setdefault(parameter, []).append(index)
     queue = [parameter for module in trace for parameter in module]
-    state = _State()
     ahead = 0  # how far the queue has been looked at
     passed = 0
-    for index, module in enumerate(trace):
+    for index, module in enumerate(trace[:ends]):
         state.gather([p for p in module if not state.has(p)])
         most = state.elements()
         passed += len(module)

@@ -31,7 +31,7 @@ class Zero3Schedule(Zero12Schedule):
 
     def begin(self) -> None:
         """The most parameters gathered that a forward holds."""
-        self.live = self._live(self.most.forward)
+        self.live = self._live(self.most.forward if self.t.grad_enabled else self.most.evaluation)
 
     def begin_backward(self) -> None:
         """Meet each gradient as it comes, with the most parameters gathered that a backward holds."""
