@@ -22,7 +22,7 @@ _MIRRORS = """
     huggingface-quants redhatai neuralmagic nm-testing casperhansen maziyarpanahi quantfactory solidrust
     axolotl-ai-co axolotl-quants modelcloud kaitchup iqbalhazza isotr0py huggyllama daryl149 alpindale
     mistral-community mhenrichsen mapika cyankiwi cpatonn qwen second-state intel amd nvidia openvino
-    techxgenus shuyuej
+    techxgenus shuyuej inferact
 """
 MIRRORS = frozenset(_MIRRORS.split())
 HOSTS = frozenset(("huggingface.co", "www.huggingface.co", "hf.co", "hf-mirror.com"))
