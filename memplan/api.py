@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from memplan.engines import ENGINES, compiled
 from memplan.names import setup_fields
+from memplan.planner.answers.bound import nearest
 from memplan.planner.answers.parts import parts
 from memplan.planner.answers.verdict import close_calls, judge, not_modelled, withhold
 from memplan.planner.formula.sharding import strategies
@@ -161,7 +162,9 @@ def predict(model: Model, setup: Setup, engine: str | None = None) -> Prediction
         raise UsageError(f"unknown engine '{engine}': expected {' or '.join(ENGINES)}")
     strategies.refuse_sharding(setup)
     if engine == "trace":
-        strategies.refuse_tracing(setup, model.config.get("model_type") if unknown_family(model) else None)
+        runs = nearest(model.config, setup) if unknown else None
+        family = model.config.get("model_type") if unknown_family(model) else None
+        strategies.refuse_tracing(runs or setup, family)
     prediction = compiled(model, setup) if unknown else ENGINES[engine](model, setup)
     found = (*unread(setup), *strategies.warnings(engine, setup), *newer_than_tested(engine))
     said = (

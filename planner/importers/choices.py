@@ -156,5 +156,11 @@ def runs_instead(imported: Imported, setup: Setup, spec: ModelSpec) -> Setup:
     return setup.replaced(attention="eager")
 
 
+def without_flash(imported: Imported, setup: Setup, cls: str) -> Setup:
+    """`setup` with sdpa for a class of transformers that has no flash attention, as `imported` says then."""
+    imported.warnings.append(f"transformers has no flash_attention_2 for {cls} and stops there: sdpa is assumed")
+    return setup.replaced(attention="sdpa")
+
+
 def _said(kernel: str) -> str:
     return f"attention {kernel} is not modeled"

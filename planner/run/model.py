@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from memplan.planner.inputs.names import LINEAR_EXPERTS
 from memplan.planner.inputs.picture_sizes import has_tower
 from memplan.planner.run.extras import require
 from memplan.planner.tables.errors import UsageError, nearest, shorten, shown
@@ -19,6 +20,8 @@ require()
 
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
+
+from memplan.planner.run.linear_experts import linearize  # noqa: E402
 
 # Keys that say how a checkpoint was stored or which foreign code to run, not what the model is. `auto_map`
 # would run a repository's code.
@@ -167,6 +170,14 @@ def model_class(config: Any) -> Any:
     )
 
 
+def lacks_flash(config: Mapping[str, Any]) -> str:
+    """The class that transformers builds from a config, where it has no flash attention and stops (5.24
+    modeling_utils.py _flash_attn_2_can_dispatch); "" where it has. UsageError where there is no class.
+    """
+    cls = model_class(read_config(config))
+    return "" if cls._supports_flash_attn or getattr(cls, "_supports_flash_attn_2", False) else cls.__name__
+
+
 def is_encoder(config: Any) -> bool:
     """Whether a configuration is of a model that sees both sides of a token (BERT)."""
     return not getattr(config, "is_decoder", False) and listed(_MASKED, config) is not None
@@ -240,6 +251,8 @@ def skeleton(
             model = cls._from_config(made, dtype=getattr(torch, dtype), attn_implementation=attention)
             _all_on_meta(model)
             model.tie_weights()
+            if config.get(LINEAR_EXPERTS):
+                linearize(model)
     except UsageError:
         raise
     except Exception as error:
