@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from memplan.engines import ENGINES, compiled
 from memplan.names import setup_fields
-from memplan.planner.answers.bound import nearest
+from memplan.planner.answers.bound import bound, nearest
 from memplan.planner.answers.parts import parts
 from memplan.planner.answers.verdict import close_calls, judge, not_modelled, withhold
 from memplan.planner.formula.sharding import strategies
@@ -160,12 +160,15 @@ def predict(model: Model, setup: Setup, engine: str | None = None) -> Prediction
     engine = engine or ("trace" if setup.adapter is not None or unknown else "formula")
     if engine not in ENGINES:
         raise UsageError(f"unknown engine '{engine}': expected {' or '.join(ENGINES)}")
-    strategies.refuse_sharding(setup)
+    bounded = unknown or (engine == "formula" and strategies.lacks_a_rule(setup))
+    runs = nearest(model.config, setup) if bounded else None
+    strategies.refuse_sharding(setup, bounded=runs is not None)
     if engine == "trace":
-        runs = nearest(model.config, setup) if unknown else None
         family = model.config.get("model_type") if unknown_family(model) else None
         strategies.refuse_tracing(runs or setup, family)
-    prediction = compiled(model, setup) if unknown else ENGINES[engine](model, setup)
+    prediction = compiled(model, setup) if unknown else ENGINES[engine](model, runs or setup)
+    if runs is not None and not unknown:
+        prediction = bound(prediction, model.config, setup)
     found = (*unread(setup), *strategies.warnings(engine, setup), *newer_than_tested(engine))
     said = (
         model.note,
@@ -205,7 +208,7 @@ def judged(model: Model, prediction: Prediction) -> Iterator[tuple[Prediction | 
     that the setup names, else the common ones; none on a CPU.
 
     A GPU older than what is assumed where none is named has kernels of its own: the formula is asked again,
-    the trace (seconds) is not.
+    where it has a rule; the trace (seconds) is not.
     """
     setup = prediction.setup
     if setup.device == "cpu":
@@ -215,13 +218,14 @@ def judged(model: Model, prediction: Prediction) -> Iterator[tuple[Prediction | 
         return
     from memplan.planner.answers.fit.kernels import cannot_run, older, with_its_kernels
 
-    spec = _spec(model)
+    ruled = not strategies.lacks_a_rule(setup)
+    spec = _spec(model) if ruled else None
     for gpu in common_gpus():
         if spec is not None and (why := cannot_run(spec, setup, gpu)) is not None:
             yield why, gpu
         elif not older(gpu):
             yield prediction, gpu
-        elif prediction.engine == "formula":
+        elif prediction.engine == "formula" and ruled:
             yield with_its_kernels(model.spec(), prediction, gpu), gpu
 
 

@@ -18,7 +18,7 @@ _ON_HOST: Mapping[str, Sequence[str]] = {
     "optimizer": HELD_ACROSS_STEPS[1:],
     "all": HELD_ACROSS_STEPS,
 }
-"""The components that a rank keeps in host memory, by what it offloads: gradients go where their optimizer is."""
+"""The components that a rank keeps in host memory, by what it offloads: gradients go with their optimizer."""
 _PLAIN = ("lora_", "embed_tokens", "lm_head", "norm")
 """Parts of the names of weights that stay in 16 bit beside packed ones."""
 _TOLD = ("traced_layers", "unknown_share", "unknown_ops")

@@ -156,9 +156,9 @@ def runs_instead(imported: Imported, setup: Setup, spec: ModelSpec) -> Setup:
     return setup.replaced(attention="eager")
 
 
-def without_flash(imported: Imported, setup: Setup, cls: str) -> Setup:
-    """`setup` with sdpa for a class of transformers that has no flash attention, as `imported` says then."""
-    imported.warnings.append(f"transformers has no flash_attention_2 for {cls} and stops there: sdpa is assumed")
+def without_flash(imported: Imported, setup: Setup, why: str) -> Setup:
+    """`setup` with sdpa for a model that flash attention does not run, as `imported` says then."""
+    imported.warnings.append(f"flash_attention_2 does not run this model ({why}): sdpa is assumed")
     return setup.replaced(attention="sdpa")
 
 

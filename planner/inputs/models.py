@@ -95,7 +95,11 @@ def from_catalog(text: str) -> Model | None:
     if found is None:
         return None
     entry = _entry(found.entry, found.note(text.strip()), found.quantization)
-    return replace(entry, config={**entry.config, spellings.LINEAR_EXPERTS: True}) if found.linear_experts else entry
+    return (
+        replace(entry, config={**entry.config, spellings.LINEAR_EXPERTS: True})
+        if found.linear_experts
+        else entry
+    )
 
 
 def _entry(stem: str, note: str = "", quantization: dict[str, Any] | None = None) -> Model:

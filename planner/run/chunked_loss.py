@@ -38,9 +38,7 @@ def fused_head(model: Any, loss_of: LossOf, inner: str = "") -> Iterator[None]:
     backbone = getattr(model, inner, model) if model.base_model is model else model.base_model
     if task_type(model) != "CAUSAL_LM" or backbone is model:
         why = (
-            "is no causal language model"
-            if backbone is not model
-            else "has none under its base_model_prefix"
+            "is no causal language model" if backbone is not model else "has none under its base_model_prefix"
         )
         raise UsageError(
             f"a loss without logits needs a backbone's last hidden states: {type(model).__name__} {why}; "

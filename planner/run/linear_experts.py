@@ -1,5 +1,5 @@
-"""Llama 4's experts as a checkpoint with `linearized` in its name has them: a Linear per expert and projection,
-so that bitsandbytes quantizes them (axolotl 0.19 monkeypatch/models/llama4/modeling.py).
+"""Llama 4's experts as a checkpoint with `linearized` in its name has them: a Linear per expert and
+projection, so that bitsandbytes quantizes them (axolotl 0.19 monkeypatch/models/llama4/modeling.py).
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class _LinearExperts(nn.Module):
         """(E x tokens, H), by expert -> the same shape."""
         by_expert = hidden_states.view(len(self.gate_projs), -1, hidden_states.shape[-1])
         found = torch.zeros_like(by_expert)
-        for i, (gate, up, down) in enumerate(zip(self.gate_projs, self.up_projs, self.down_projs, strict=True)):
+        for i, (gate, up, down) in enumerate(
+            zip(self.gate_projs, self.up_projs, self.down_projs, strict=True)
+        ):
             gated = gate(by_expert[i])
             found[i] = down(up(by_expert[i]) * self.act_fn(gated))
         return found.view(-1, hidden_states.shape[-1])

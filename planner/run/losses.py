@@ -33,8 +33,8 @@ def forward(built: Built) -> Any:
     if task is not None:
         return task(built)
     if built.setup.loss != "full":
-        # Liger's and cut cross-entropy's forwards call `self.model` (liger_kernel 0.8 transformers/model/llama4.py);
-        # trl 1.16 trainer/utils.py asks for the base model
+        # Liger's forwards and cut cross-entropy's call `self.model` (liger_kernel 0.8.5
+        # transformers/model/llama4.py); trl 1.16 trainer/utils.py asks for the base model
         inner = "model" if built.setup.loss == "fused" else ""
         with chunked_loss.fused_head(built.base, LOSSES[built.setup.loss], inner):
             return preferences.called(built, built.model, built.batch)

@@ -14,6 +14,7 @@ from memplan.planner.inputs.names import LINEAR_EXPERTS
 from memplan.planner.inputs.picture_sizes import has_tower
 from memplan.planner.run.extras import require
 from memplan.planner.tables.errors import UsageError, nearest, shorten, shown
+from memplan.planner.tables.sdp import refuses_flash2
 from memplan.planner.tables.tasks import NEW_HEADS
 
 require()
@@ -171,11 +172,20 @@ def model_class(config: Any) -> Any:
 
 
 def lacks_flash(config: Mapping[str, Any]) -> str:
-    """The class that transformers builds from a config, where it has no flash attention and stops (5.24
-    modeling_utils.py _flash_attn_2_can_dispatch); "" where it has. UsageError where there is no class.
+    """Why flash attention runs no model of a config, "" where it does: transformers refuses its class (5.24
+    modeling_utils.py _flash_attn_2_can_dispatch), or flash-attn a head size. UsageError where no class is.
     """
-    cls = model_class(read_config(config))
-    return "" if cls._supports_flash_attn or getattr(cls, "_supports_flash_attn_2", False) else cls.__name__
+    with quiet():
+        made = read_config(config)
+        cls, text = model_class(made), made.get_text_config().to_dict()
+    if not (cls._supports_flash_attn or getattr(cls, "_supports_flash_attn_2", False)):
+        return f"transformers has none for {cls.__name__}"
+    each = (
+        text,
+        *(text.get("per_layer_config") or {}).values(),
+    )  # Gemma 4: some layers have heads of their own
+    size = max(layer.get("head_dim") or 0 for layer in each)
+    return f"heads of size {size}" if refuses_flash2((8, 0), "bfloat16", size) else ""
 
 
 def is_encoder(config: Any) -> bool:

@@ -96,13 +96,18 @@ PARALLEL: dict[str, Parallel] = {
 SHARDED = tuple(row.name for row in PARALLEL.values() if row.divides)
 
 
-def refuse_sharding(setup: Setup) -> None:
-    """Raise UsageError for what a strategy cannot do, or what we have no rule for. Each names the next
-    move.
+def refuse_sharding(setup: Setup, bounded: bool = False) -> None:
+    """Raise UsageError for what a strategy cannot do, or what we have no rule for, unless a lower bound is
+    what is asked for. Each names the next move.
     """
-    for broken, text in _refusals(setup):
+    for broken, text in (*_impossible(setup), *(() if bounded else _without_a_rule(setup))):
         if broken:
             raise UsageError(text)
+
+
+def lacks_a_rule(setup: Setup) -> bool:
+    """Whether a strategy runs the setup, but no rule of ours says what it needs."""
+    return any(broken for broken, _ in _without_a_rule(setup))
 
 
 def refuse_tracing(setup: Setup, family: str | None = None) -> None:
@@ -127,25 +132,48 @@ def refuse_tracing(setup: Setup, family: str | None = None) -> None:
         )
 
 
-def _refusals(s: Setup) -> Iterator[tuple[bool, str]]:
-    sharded, row = s.parallel in SHARDED, PARALLEL[s.parallel]
+def _impossible(s: Setup) -> Iterator[tuple[bool, str]]:
+    """What the libraries refuse, or would break."""
+    sharded, row, wide = s.parallel in SHARDED, PARALLEL[s.parallel], compute_dtype(s)
+    storage = s.quant_storage if s.quant_type in FOUR_BIT else s.quant_type
+    yield (
+        s.offload not in row.offloads,
+        f"offload '{s.offload}' is not one of {s.parallel}'s: expected {' or '.join(row.offloads)}",
+    )
+    yield (
+        sharded and s.method == "adalora",
+        f"adalora reads its adapters outside the modules' forward, where {s.parallel} has only parts of "
+        "them: use ddp",
+    )
+    yield (
+        s.parallel == "fsdp" and s.fsdp_version == 2 and OPTIMIZERS[s.optimizer].library == "bitsandbytes",
+        f"{s.optimizer} cannot step under FSDP2: bitsandbytes 0.50 has no rule for its sharded "
+        "tensors (DTensor), and torch stops the run; choose --optimizer "
+        "adamw_torch_fused, --parallel zero2 or zero3, or --set fsdp_version=1",
+    )
+    yield (
+        s.parallel == "fsdp" and s.quant_type in FOUR_BIT and s.quant_storage not in ("uint8", wide),
+        f"quant_storage {s.quant_storage} would be cast to {wide} by mixed precision, which breaks packed "
+        "weights: set "
+        f"quant_storage={wide}",
+    )
+    yield (
+        s.parallel == "zero3" and s.quant_type != "none" and storage != wide,
+        f"zero3 cannot divide weights stored as {storage}: set quant_storage={wide} (nf4 or fp4), or use "
+        "zero2, which keeps them whole",
+    )
+
+
+def _without_a_rule(s: Setup) -> Iterator[tuple[bool, str]]:
+    sharded = s.parallel in SHARDED
     yield (
         s.vocabulary is not None and s.parallel in ("fsdp", "zero3"),
         f"vocabulary {s.vocabulary}: growing a model that is cut across GPUs has no rule under {s.parallel}; set "
         "vocab_size in its config.json instead",
     )
     yield (
-        s.offload not in row.offloads,
-        f"offload '{s.offload}' is not one of {s.parallel}'s: expected {' or '.join(row.offloads)}",
-    )
-    yield (
         sharded and s.method == "inference",
         f"inference under {s.parallel} has no rule: predict one GPU with --set parallel=none",
-    )
-    yield (
-        sharded and s.method == "adalora",
-        f"adalora reads its adapters outside the modules' forward, where {s.parallel} has only parts of "
-        "them: use ddp",
     )
     yield (
         s.parallel == "fsdp" and any(rule == "factored" for _, rule in OPTIMIZERS[s.optimizer].states),
@@ -162,12 +190,6 @@ def _refusals(s: Setup) -> Iterator[tuple[bool, str]]:
         "int8 weights under fsdp have no rule: use ddp, or nf4 with quant_storage bfloat16",
     )
     yield (
-        s.parallel == "fsdp" and s.fsdp_version == 2 and OPTIMIZERS[s.optimizer].library == "bitsandbytes",
-        f"{s.optimizer} cannot step under FSDP2: bitsandbytes 0.50 has no rule for its sharded "
-        "tensors (DTensor), and torch stops the run; choose --optimizer "
-        "adamw_torch_fused, --parallel zero2 or zero3, or --set fsdp_version=1",
-    )
-    yield (
         s.parallel == "fsdp" and OPTIMIZERS[s.optimizer].library == "optimi",
         f"{s.optimizer} takes no Triton step on fsdp's sharded tensors (torch-optimi 0.3.3 utils.py "
         "_default_to_triton), and its loop over them has no rule: use zero2 or zero3, or "
@@ -177,19 +199,6 @@ def _refusals(s: Setup) -> Iterator[tuple[bool, str]]:
         sharded and OPTIMIZERS[s.optimizer].on_host,
         f"{s.optimizer}'s copies of states between host and GPU have no rule under {s.parallel}: use ddp, or "
         "an adamw optimizer",
-    )
-    wide = compute_dtype(s)
-    yield (
-        s.parallel == "fsdp" and s.quant_type in FOUR_BIT and s.quant_storage not in ("uint8", wide),
-        f"quant_storage {s.quant_storage} would be cast to {wide} by mixed precision, which breaks packed "
-        "weights: set "
-        f"quant_storage={wide}",
-    )
-    storage = s.quant_storage if s.quant_type in FOUR_BIT else s.quant_type
-    yield (
-        s.parallel == "zero3" and s.quant_type != "none" and storage != wide,
-        f"zero3 cannot divide weights stored as {storage}: set quant_storage={wide} (nf4 or fp4), or use "
-        "zero2, which keeps them whole",
     )
 
 
