@@ -16,7 +16,7 @@ from memplan.names import setup_fields
 from memplan.planner.answers.bound import bound, nearest
 from memplan.planner.answers.parts import parts
 from memplan.planner.answers.verdict import close_calls, judge, not_modelled, withhold
-from memplan.planner.formula.sharding import strategies
+from memplan.planner.formula.sharding import refusals, strategies
 from memplan.planner.inputs import pictures, quantized
 from memplan.planner.inputs.checkpoint_formats import NO_BITS
 from memplan.planner.inputs.models import Model, find
@@ -160,12 +160,12 @@ def predict(model: Model, setup: Setup, engine: str | None = None) -> Prediction
     engine = engine or ("trace" if setup.adapter is not None or unknown else "formula")
     if engine not in ENGINES:
         raise UsageError(f"unknown engine '{engine}': expected {' or '.join(ENGINES)}")
-    bounded = unknown or (engine == "formula" and strategies.lacks_a_rule(setup))
+    bounded = unknown or (engine == "formula" and refusals.lacks_a_rule(setup))
     runs = nearest(model.config, setup) if bounded else None
-    strategies.refuse_sharding(setup, bounded=runs is not None)
+    refusals.refuse_sharding(setup, bounded=runs is not None)
     if engine == "trace":
         family = model.config.get("model_type") if unknown_family(model) else None
-        strategies.refuse_tracing(runs or setup, family)
+        refusals.refuse_tracing(runs or setup, family)
     prediction = compiled(model, setup) if unknown else ENGINES[engine](model, runs or setup)
     if runs is not None and not unknown:
         prediction = bound(prediction, model.config, setup)
@@ -218,7 +218,7 @@ def judged(model: Model, prediction: Prediction) -> Iterator[tuple[Prediction | 
         return
     from memplan.planner.answers.fit.kernels import cannot_run, older, with_its_kernels
 
-    ruled = not strategies.lacks_a_rule(setup)
+    ruled = not refusals.lacks_a_rule(setup)
     spec = _spec(model) if ruled else None
     for gpu in common_gpus():
         if spec is not None and (why := cannot_run(spec, setup, gpu)) is not None:
@@ -333,7 +333,7 @@ def fit_by_trace(model: Model, setup: Setup, gpu: Gpu, **options: Any) -> Fit:
 
     if not unknown_family(model):
         options.setdefault("methods", ())
-    strategies.refuse_tracing(setup, model.config.get("model_type"))
+    refusals.refuse_tracing(setup, model.config.get("model_type"))
     require()
     from memplan.planner.answers.fit.traced import fit_by_trace as search
 

@@ -14,7 +14,7 @@ from memplan.cli.progress import Progress
 from memplan.cli.subject import NoModelError, Subject, open_setup, read_subject
 from memplan.planner.answers.fit.suggest import suggest
 from memplan.planner.answers.verdict import margin, what_it_takes
-from memplan.planner.formula.sharding.strategies import lacks_a_rule
+from memplan.planner.formula.sharding.refusals import lacks_a_rule
 from memplan.planner.inputs.models import Model
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import UsageError, shorten
