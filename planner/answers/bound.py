@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from memplan.planner.formula.sharding.strategies import SHARDED
+from memplan.planner.formula.sharding.strategies import SHARDED, seen
 from memplan.planner.inputs.quantized import packed
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.prediction import Breakdown, Peak, Prediction, Row
@@ -25,16 +25,17 @@ _TOLD = ("traced_layers", "unknown_share", "unknown_ops")
 
 
 def nearest(config: Mapping[str, Any], setup: Setup) -> Setup | None:
-    """The setup without what no trace runs: one rank's sharding and offload, weights packed in a format of
-    their own. None where there is nothing to leave out, or several ranks share.
+    """The setup without what no trace runs: one rank's sharding and offload, in the dtypes that its forward
+    and backward see, and weights packed in a format of their own. None where there is nothing to leave out,
+    or several ranks share.
     """
     sharded = setup.parallel in SHARDED
     if sharded and setup.gpus > 1:
         return None
-    left = {"parallel": "none", "offload": "none"} if sharded else {}
+    runs = seen(setup).with_(parallel="none", offload="none") if sharded else setup
     if packed(config, setup) is not None:
-        left["checkpoint_quant"] = "none"
-    return setup.with_(**left) if left else None
+        runs = runs.with_(checkpoint_quant="none")
+    return None if runs is setup else runs
 
 
 def bound(found: Prediction, config: Mapping[str, Any], setup: Setup) -> Prediction:
