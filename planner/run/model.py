@@ -172,18 +172,20 @@ def model_class(config: Any) -> Any:
 
 
 def lacks_flash(config: Mapping[str, Any]) -> str:
-    """Why flash attention runs no model of a config, "" where it does: transformers refuses its class (5.24
-    modeling_utils.py _flash_attn_2_can_dispatch), or flash-attn a head size. UsageError where no class is.
+    """Why flash attention runs no model of a config, "" where it does: transformers refuses its class or that
+    of a part (5.24 modeling_utils.py _flash_attn_can_dispatch), or flash-attn a head size. UsageError where no
+    class is.
     """
     with quiet():
         made = read_config(config)
-        cls, text = model_class(made), made.get_text_config().to_dict()
-    if not (cls._supports_flash_attn or getattr(cls, "_supports_flash_attn_2", False)):
-        return f"transformers has none for {cls.__name__}"
-    each = (
-        text,
-        *(text.get("per_layer_config") or {}).values(),
-    )  # Gemma 4: some layers have heads of their own
+        parts = made.sub_configs if has_tower(made.to_dict()) else ()
+        inner = (listed(("MODEL_MAPPING",), getattr(made, part, None)) for part in parts)
+        classes = (model_class(made), *filter(None, inner))
+        text = made.get_text_config().to_dict()
+    for cls in classes:
+        if not (cls._supports_flash_attn or getattr(cls, "_supports_flash_attn_2", False)):
+            return f"transformers has none for {cls.__name__}"
+    each = (text, *(text.get("per_layer_config") or {}).values())  # Gemma 4: some layers' heads are wider
     size = max(layer.get("head_dim") or 0 for layer in each)
     return f"heads of size {size}" if refuses_flash2((8, 0), "bfloat16", size) else ""
 

@@ -212,6 +212,9 @@ Generated from `PARALLEL` in planner/formula/sharding/strategies.py: `python -m 
 activations are not divided. Shards are exact, padding included. The FSDP2 schedule matches torch's to the byte. ZeRO's partitions match
 DeepSpeed's; its peaks were compared with two CPU processes of deepspeed 0.19.8 and a tiny model: stages 1 and 2 are within 0.4 %, and stage 3
 is up to 3.5 % too high, because the most that a pass gathers is counted throughout the pass. No multi-GPU run has been recorded.
+
+With one rank, what has no rule here (a family that the formula lacks, muon, a task with a head of its own) is a lower bound: the run without
+the strategy, in the dtypes that the strategy computes in, less what it offloads. With several ranks it is refused.
 """
 
 
