@@ -111,7 +111,6 @@ def test_a_plain_file_goes_to_the_formula(document, model):
             {**RSLORA, "rank_pattern": {"q_proj": 4}},
             {"method": "rslora", "rank": 64, "targets": ("q_proj", "v_proj")},
         ),
-        ({**RSLORA, "layers_to_transform": [0]}, {"rank": 64}),
         ({**RSLORA, "lora_bias": True}, {"rank": 64}),
         ({**RSLORA, "key_of_a_newer_peft": 3}, {"rank": 64}),
         ({**RSLORA, "target_modules": ".*q_proj"}, {"targets": (".*q_proj",)}),

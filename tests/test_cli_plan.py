@@ -83,6 +83,13 @@ def test_options_may_stand_before_or_after_the_model(capsys: pytest.CaptureFixtu
     assert document(capsys, "--batch", "2", "gpt2", "--set", "method=full") == expected
 
 
+def test_the_words_that_end_the_first_screen_work_as_they_stand(capsys: pytest.CaptureFixture[str]):
+    expected = document(capsys, "gpt2", "--explain")
+    assert expected["rows"]
+    assert document(capsys, "gpt2", "--explain", "tensors") == expected
+    assert document(capsys, "--explain", "tensors", "gpt2") == expected
+
+
 def test_the_command_line_and_python_agree(capsys: pytest.CaptureFixture[str]):
     ours = memplan.plan("llama-3.1-8b", method="lora", rank=8, gpu="4090")
     theirs = document(capsys, "llama-3.1-8b", "--rank", "8", "--gpu", "4090")

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from memplan.planner.importers.emit import emit_config
 from memplan.planner.importers.files import read_training_file
+from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import resolve
 from memplan.planner.tables.errors import UsageError
 
@@ -81,7 +83,7 @@ def test_axolotls_losses(tmp_path, lines, loss, words):
         ("tiled_mlp: true", "on the high side"),
         ("lora_mlp_kernel: true", "saves fewer tensors, so the prediction errs on the high side"),
         ("liger_rms_norm: true", "on the high side"),
-        ("rl: dpo", "on the low side"),
+        ("qat: true", "on the low side"),
         (
             "optimizer: galore_adamw",
             "is not modeled: assuming the states of adamw_torch_fused, so the prediction errs on the high "
@@ -240,3 +242,50 @@ def test_a_torchtune_loss_is_what_it_keeps(tmp_path, loss, field, side):
     imported = read_training_file(path)
     assert imported.fields.get("loss") == field
     assert any(loss.rpartition(".")[2] in w and side in w for w in imported.warnings) == bool(side)
+
+
+@pytest.mark.parametrize(
+    ("lines", "fields"),
+    [
+        (
+            "adapter: lora\nlora_r: 8\nlora_target_parameters: [mlp.experts.down_proj]\n",
+            {"method": "lora", "target_parameters": ("mlp.experts.down_proj",), "targets": ()},
+        ),
+        (
+            "adapter: lora\nlora_r: 8\nlora_target_linear: true\npeft_layers_to_transform: [3, 4]\n",
+            {"layers_to_transform": (3, 4), "targets": ("all-linear",)},
+        ),
+        (
+            "unfrozen_parameters: ['^model.layers.1[0-9].mlp', 'lm_head']\n",
+            {"method": "full", "trained_parameters": ("^model.layers.1[0-9].mlp", "lm_head")},
+        ),
+    ],
+)
+def test_what_of_a_model_trains(lines, fields, tmp_path):
+    path = tmp_path / "axolotl.yaml"
+    path.write_text(f"base_model: Qwen/Qwen3-30B-A3B\nsequence_len: 64\n{lines}")
+    imported = read_training_file(path)
+    setup = resolve(imported=imported.fields)
+    assert {name: getattr(setup, name) for name in fields} == fields
+    assert imported.not_modelled() == []
+    assert emit_config("axolotl", find("qwen3-30b-a3b"), setup).differs == ()
+
+
+def test_what_trains_beside_or_inside_an_adapter_is_not_followed(tmp_path):
+    """axolotl 0.19 train.py freezes after the adapter is there: its names begin with base_model."""
+    path = tmp_path / "axolotl.yaml"
+    path.write_text("base_model: a/b\nadapter: lora\nlora_r: 8\nunfrozen_parameters: [model.layers.1]\n")
+    imported = read_training_file(path)
+    assert imported.not_modelled() == ["unfrozen_parameters (names of an adapted model's parameters)"]
+    assert "trained_parameters" not in imported.fields
+
+
+def test_a_script_that_adapts_experts(tmp_path):
+    path = tmp_path / "train.py"
+    path.write_text(
+        "from peft import LoraConfig\nfrom trl import SFTConfig, SFTTrainer\n"
+        "peft = LoraConfig(r=8, target_modules=[], target_parameters=['mlp.experts.down_proj'])\n"
+        "SFTTrainer(model='openai/gpt-oss-20b', args=SFTConfig(max_length=512), peft_config=peft).train()\n"
+    )
+    fields = read_training_file(path).fields
+    assert (fields["targets"], fields["target_parameters"]) == ((), ("mlp.experts.down_proj",))

@@ -43,6 +43,26 @@ LINES = [
         {"parallel": "zero3", "method": "full"},
     ),
     (
+        "CUDA_VISIBLE_DEVICES=0,1 llamafactory-cli train llamafactory_lora.yaml",
+        "meta-llama/Meta-Llama-3-8B-Instruct",
+        {"gpus": 2, "parallel": "ddp", "allocator": "expandable"},
+    ),
+    (
+        "FORCE_TORCHRUN=1 NNODES=2 NPROC_PER_NODE=8 llamafactory-cli train llamafactory_lora.yaml",
+        "meta-llama/Meta-Llama-3-8B-Instruct",
+        {"gpus": 16, "parallel": "ddp", "allocator": "expandable"},
+    ),
+    (
+        "CUDA_VISIBLE_DEVICES=0,1 NPROC_PER_NODE=4 swift sft --model Qwen/Qwen2.5-7B --train_type lora",
+        "Qwen/Qwen2.5-7B",
+        {"gpus": 4, "parallel": "ddp", "allocator": "native"},
+    ),
+    (
+        "NPROC_PER_NODE=$GPUS swift sft --model Qwen/Qwen2.5-7B --train_type lora",
+        "Qwen/Qwen2.5-7B",
+        {"gpus": 1, "parallel": "none"},
+    ),
+    (
         "trl sft --model_name_or_path Qwen/Qwen2.5-0.5B --dataset_name trl-lib/Capybara --use_peft --lora_r "
         "32 --load_in_4bit",
         "Qwen/Qwen2.5-0.5B",

@@ -72,6 +72,12 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"task": "dpo_logits", "recipe": "llamafactory", "method": "lora", "weight_dtype": "bfloat16"},
     ),
     "dpo of whole logits, second model": (QWEN, {"task": "dpo_logits", "recipe": "raw", "method": "full"}),
+    "dpo before TRL 1.13, full": (LLAMA, {"task": "dpo_whole", "method": "full", "checkpointing": "none"}),
+    "dpo before TRL 1.13, axolotl": (QWEN, {"task": "dpo_whole", "recipe": "axolotl", "method": "qlora"}),
+    "dpo before TRL 1.13, 16-bit logits": (
+        LLAMA,
+        {"task": "dpo_whole", "autocast": "none", "weight_dtype": "bfloat16"},
+    ),
     "kto, lora": (LLAMA, {"task": "kto", "recipe": "trl", "weight_dtype": "bfloat16"}),
     "kto, full": (QWEN, {"task": "kto", "method": "full"}),
     "orpo, lora": (LLAMA, {"task": "orpo", "recipe": "trl", "weight_dtype": "bfloat16"}),
@@ -87,7 +93,14 @@ def setup_of(**fields: Any) -> Setup:
     return resolve({"gpu": "a100-40gb", "micro_batch": 2, "sequence_length": 128, **fields})
 
 
-SLOW = ("dpo, accumulated", "cpo, accumulated", "classify, accumulated", "kto, full", "dpo, qlora")
+SLOW = (
+    "dpo before TRL 1.13, axolotl",
+    "dpo, accumulated",
+    "cpo, accumulated",
+    "classify, accumulated",
+    "kto, full",
+    "dpo, qlora",
+)
 """About ten seconds each."""
 
 
@@ -156,6 +169,16 @@ def test_pairs_without_a_reference_have_whole_logits(task: str) -> None:
     assert found.peak.allocated_bytes > 2.5 * logits > peak(LLAMA, task="dpo", **same)
     assert found.peak.allocated_bytes > 1.5 * peak(LLAMA, loss="full", **same)
     assert not lacks(setup_of(task=task))
+
+
+def test_dpo_before_trl_1_13_holds_two_models_logits() -> None:
+    """Those of the reference too, and a copy for their entropy: three times a pair's whole logits."""
+    same = {"method": "lora", "recipe": "trl", "micro_batch": 4, "sequence_length": 512}
+    logits = 2 * 4 * 512 * 50_000 * 4
+    found = plan(read_config(LLAMA), setup_of(task="dpo_whole", **same))
+    assert found.moment("forward").allocated_bytes > 3 * logits * 511 / 512
+    for task in ("dpo", "sft"):
+        assert peak(LLAMA, task=task, **same) < logits, task
 
 
 @pytest.mark.trace
@@ -428,6 +451,13 @@ FILES = {
         "reward",
         "",
     ),
+    "dpo.yaml": (
+        "base_model: meta-llama/Llama-2-7b-hf\nrl: ipo\nadapter: qlora\nload_in_4bit: true\nlora_r: 8\n"
+        "lora_target_linear: true\nsequence_len: 1024\n",
+        "dpo_whole",
+        "",
+    ),
+    "rl.yaml": ("base_model: meta-llama/Llama-2-7b-hf\nrl: kto\nadapter: lora\nlora_r: 8\n", "sft", "rl"),
     "asft.yaml": (
         "model_name_or_path: meta-llama/Llama-2-7b-hf\nstage: sft\nfinetuning_type: full\n"
         "use_asft_loss: true\ncutoff_len: 2048\n",

@@ -267,4 +267,7 @@ def test_lora_on_experts_traces(held):
     experts = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
     adapter = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"], "target_parameters": experts}
     setup = setup_of("LORA", adapter=adapter)
-    assert held.traced(moe, setup).differences(held.real(moe, setup)) == {}
+    traced = held.traced(moe, setup)
+    assert traced.differences(held.real(moe, setup)) == {}
+    named = dict(rank=2, alpha=8, dropout=0.0, targets=("q_proj",), target_parameters=tuple(experts))
+    assert held.traced(moe, setup.replaced(adapter=None, **named)).differences(traced) == {}

@@ -43,6 +43,7 @@ def planned(method: str, **fields: Any) -> Any:
         ("oft", {}, LAYERS * sum(k // 32 * (32 * 31 // 2) for _, k in LINEARS)),
         ("bitfit", {}, LAYERS * (H + 2 * KV)),
         ("lora", {"rank": RANK, "layers_to_transform": "1-2"}, 2 * RANK * sum(n + k for n, k in LINEARS)),
+        ("full", {"trained_parameters": "model.layers.1.mlp,model.norm.weight$[:8]"}, 3 * H * INNER + H),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -51,7 +52,7 @@ def test_the_trace_answers(method: str, fields: dict[str, Any], trained: int) ->
     assert (found.engine, found.trainable_parameters) == ("trace", trained)
     assert found.assumptions[0].startswith("traced: the formula has no rule for ")
     states = found.moment("optimizer_step").components["optimizer_states"]
-    width = 2 if method == "bitfit" else 4  # a bias is 16-bit as its model, an adapter fp32
+    width = 2 if method in ("bitfit", "full") else 4  # what the model has is 16-bit as it, an adapter fp32
     assert 2 * width * trained <= states <= 2 * (width * trained + 512 * 2 * LAYERS * len(LINEARS))
     with pytest.raises(UsageError, match="use --engine trace"):
         planned(method, engine="formula", **fields)
@@ -62,6 +63,19 @@ def test_the_trace_answers(method: str, fields: dict[str, Any], trained: int) ->
     [
         ({"method": "full", "layers_to_transform": "1"}, "use --method lora"),
         ({"method": "lora", "layers_to_transform": "x"}, "numbers of layers from 0, such as 0,1,2 or 8-15"),
+        ({"method": "lora", "trained_parameters": "lm_head"}, "method 'lora' says what it trains"),
+        (
+            {"method": "dora", "target_parameters": "experts.down_proj"},
+            "adapts modules alone: use --method lora",
+        ),
+        (
+            {"method": "lora", "target_parameters": "experts.down_proj", "dropout": 0.1},
+            "contradicts dropout 0.1, which modules alone have",
+        ),
+        (
+            {"method": "qlora", "target_parameters": "experts.down_proj", "quantize_experts": True},
+            "peft 0.21 leaves its update on them",
+        ),
     ],
 )
 def test_layers_that_cannot_be(fields: dict[str, Any], said: str) -> None:
@@ -73,6 +87,10 @@ def test_layers_that_cannot_be(fields: dict[str, Any], said: str) -> None:
 def test_what_a_model_lacks() -> None:
     with pytest.raises(UsageError, match="layers_to_transform 9: Qwen2ForCausalLM has layers 0 to 2"):
         planned("lora", layers_to_transform="9")
+    with pytest.raises(UsageError, match="no parameter of Qwen2ForCausalLM is called 'experts.up'"):
+        planned("lora", target_parameters="experts.up")
+    with pytest.raises(UsageError, match="without repeated repetitions"):
+        planned("full", trained_parameters="(a+)+")
     with pytest.raises(UsageError, match="which has no biases: use --method lora"):
         memplan.plan(
             {**CONFIG, "model_type": "llama", "architectures": ["LlamaForCausalLM"]}, method="bitfit"

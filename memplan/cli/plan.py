@@ -29,6 +29,10 @@ EXIT_DOES_NOT_FIT = 1
 SAVINGS = 2  # changes that the first screen names
 
 
+EXPLAINED = "tensors"
+"""What `--explain` shows: the first screen ends in these two words, and they work as they stand there."""
+
+
 @click.command(
     "plan", context_settings=HELP, short_help="Predict the memory that a run needs (the default command)."
 )
@@ -50,6 +54,9 @@ def command(model: str, extra: tuple[str, ...], as_json: bool, **options: Any) -
     MODEL: a name (memplan list models), a Hugging Face id, a folder, a config.json, or a training
     configuration file.
     """
+    if options["explain"] and EXPLAINED in (model, *extra):
+        model, *others = [word for word in (model, *extra) if word != EXPLAINED] or [model]
+        extra = tuple(others)
     if extra:
         raise UsageError(
             f"expected one MODEL, found '{shorten(model)}' and '{shorten(extra[0])}'; a command such "

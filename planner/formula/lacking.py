@@ -19,6 +19,8 @@ def lacking(spec: ModelSpec, setup: Setup) -> str:
         "a reward model beside the trained one": setup.reward_model is not None,
         "top_p and top_k": setup.top_p is not None or setup.top_k is not None,
         f"method '{setup.method}'": METHODS[setup.method].traced,
+        "adapters on parameters (target_parameters)": bool(setup.target_parameters),
+        "parameters trained by name (trained_parameters)": bool(setup.trained_parameters),
         "adapters on some layers alone (layers_to_transform)": bool(setup.layers_to_transform),
     }
     lack = next((what for what, holds in reasons.items() if holds), "")

@@ -225,11 +225,14 @@ class Step:
         rows, kept = preferences.scored(w, self.hooks.leave("tail", self.decoder.run()))
         t.forget_casts()
         self.decoder.outside.clear()
-        reference = preferences.against_reference(w, self.guard, self.resident[0])
+        held: list[Tensor] | None = [] if self.setup.task in whole_logits.MEASURED else None
+        reference = preferences.against_reference(w, self.guard, self.resident[0], held)
         loss = self.hooks.leave("root", preferences.preference_loss(w, rows, reference))
+        if held is not None:
+            whole_logits.metrics(w, *kept)
         if self.setup.method == "adalora":
             loss = self._regularized(loss)
-        del labels, kept, reference, beside
+        del labels, kept, reference, beside, held
         if self.setup.gradient_accumulation > 1:
             loss = unary(t, "scale", loss, "loss")
         return loss, loss

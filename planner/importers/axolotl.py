@@ -22,6 +22,7 @@ from memplan.planner.importers.rules import (
     number,
     text,
     use,
+    whole_numbers,
 )
 from memplan.planner.tables.errors import UsageError
 
@@ -63,7 +64,7 @@ LEGACY_ATTENTION = {
 Side = Literal["", "high", "low"]
 OTHERS: tuple[tuple[str, str, Side], ...] = (
     (
-        "process_reward_model trl ebft vllm precompute_ref_log_probs",
+        "process_reward_model trl ebft vllm",
         "another trainer or more models",
         "low",
     ),
@@ -136,14 +137,19 @@ RULES: dict[str, Rule] = {
     "deepspeed": use("_deepspeed"),
     "dp_shard_size": use("_shards", integer),
     "reward_model": use("_reward", flag, "a pooled head, chosen and rejected rows"),
-    "rl": not_modelled("reinforcement and preference training hold further models", errs="low"),
+    "rl": use("_rl", text),
+    "precompute_ref_log_probs": use("_precomputed", flag, "no reference model while training"),
+    "rl_adapter_ref_model": use("_reference", flag, "a second model beside an adapter"),
+    "dpo_use_weighting": not_modelled("log-sums of whole logits, twice", errs="low"),
+    "dpo_padding_free": not_modelled("pairs as one long row"),
+    "dpo_use_liger_kernel": not_modelled("a loss without logits", errs="high"),
     "plugins": use(
         "_plugins", lambda key, value: tuple(map(str, value)) if isinstance(value, list) else (str(value),)
     ),
     "quantize_moe_experts": use("_quantize_experts", flag),
-    "lora_target_parameters": not_modelled("adapters on expert parameters", errs="low"),
+    "lora_target_parameters": use("target_parameters", names),
     "lora_rank_pattern": not_modelled("ranks that differ by module"),
-    "peft_layers_to_transform": not_modelled("adapters on some layers only", errs="high"),
+    "peft_layers_to_transform": use("layers_to_transform", whole_numbers),
     "peft_layer_replication": not_modelled("repeated layers", errs="low"),
     "peft_trainable_token_indices": not_modelled("trainable rows of the embedding", errs="low"),
     "nf4_backend": not_modelled("torchao's NF4", ("bitsandbytes",)),
@@ -155,7 +161,7 @@ RULES: dict[str, Rule] = {
         "attention outputs kept, about one hidden state more per layer", errs="low"
     ),
     "tiled_mlp": not_modelled("the MLP in tiles", errs="high"),
-    "unfrozen_parameters": not_modelled("which parameters train", errs="high"),
+    "unfrozen_parameters": use("trained_parameters", names),
     "ple_cpu_offload": not_modelled("tables on the host", errs="high"),
     "lora_on_cpu": not_modelled("adapters on the host", errs="high"),
     "relora": not_modelled("restarted adapters"),

@@ -32,6 +32,8 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     if facts.get("_reward"):  # axolotl 0.19 core/builders/causal.py: AxolotlRewardTrainer is TRL's
         facts["task"] = "reward"
         settle_task(facts)
+    if facts.get("_rl"):
+        _settle_preferences(facts)
     if facts.get("_packing"):
         packed_rows(facts, warnings)
     if "_pad" in facts:
@@ -48,6 +50,23 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
             facts["load_on_host"] = True
         facts.setdefault("upcast_modules", "norms" if facts.get("_fp32_norms") else None)
     return {**setup_fields(facts), "recipe": "axolotl"}
+
+
+def _settle_preferences(facts: Facts) -> None:
+    """axolotl 0.19 core/builders/rl.py: dpo and ipo are TRL 1.9's DPOTrainer, which makes a quantized model's
+    adapters itself, in bfloat16; rows are those of the collator, padded to no multiple.
+    """
+    if facts["_rl"] not in ("dpo", "ipo"):
+        facts["_lacks"] = {**facts.get("_lacks", {}), "rl": f"{facts['_rl']}: {FURTHER_MODELS}"}
+        return
+    facts["task"] = "dpo_whole"
+    settle_task(facts)
+    facts.pop("_packing", None)
+    if facts.get("quant_type", "none") != "none" or facts["method"] == "qlora":
+        facts["adapter_dtype"] = "bfloat16"
+
+
+FURTHER_MODELS = "reinforcement and preference training hold further models"
 
 
 def _multiple(pad: bool, length: int) -> int:
@@ -105,6 +124,10 @@ def _settle_attention(facts: Facts, warnings: list[str]) -> None:
     settle_attention(facts, warnings)
 
 
+ADAPTER_ALONE = ("rank", "alpha", "dropout", "target_parameters", "layers_to_transform")
+"""Fields that mean nothing without an adapter."""
+
+
 def _settle_method(facts: Facts, warnings: list[str]) -> None:
     adapter = facts.get("_adapter", "none")
     four_bit = bool(facts.get("_four_bit")) and adapter != "none"
@@ -113,17 +136,20 @@ def _settle_method(facts: Facts, warnings: list[str]) -> None:
         warnings.append("adapter qlora without load_in_4bit: axolotl requires it; 4-bit is assumed")
         facts["method"] = "qlora"
     if facts["method"] == "full":
-        for name in ("rank", "alpha", "dropout", "modules_to_save"):
+        for name in (*ADAPTER_ALONE, "modules_to_save"):
             facts.pop(name, None)
         if facts.get("_four_bit") or facts.get("_eight_bit"):
             warnings.append(
                 "load_in_4bit and load_in_8bit without an adapter: ignored, as nothing could train"
             )
         return
+    if facts.pop("trained_parameters", None):
+        facts["_lacks"] = {"unfrozen_parameters": "names of an adapted model's parameters"}
     if facts.get("_eight_bit") and not four_bit:
         facts["quant_type"] = "int8"
     targets = patterns.settle(facts.get("_targets", ()), warnings)
-    facts["targets"] = ("all-linear",) if facts.get("_linear") else targets or None
+    alone: tuple[str, ...] | None = () if facts.get("target_parameters") else None
+    facts["targets"] = ("all-linear",) if facts.get("_linear") else targets or alone
     if facts["targets"] is None:
         warnings.append(
             "neither lora_target_modules nor lora_target_linear: PEFT's own targets for this model are "

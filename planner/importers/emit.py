@@ -62,6 +62,9 @@ def _axolotl(model: str, s: Setup) -> dict[str, Any]:
         (adapters and everywhere, {"lora_target_linear": True}),
         (adapters and not everywhere, {"lora_target_modules": list(s.targets)}),
         (adapters and bool(s.modules_to_save), {"lora_modules_to_save": list(s.modules_to_save)}),
+        (bool(s.target_parameters), {"lora_target_parameters": list(s.target_parameters)}),
+        (bool(s.layers_to_transform), {"peft_layers_to_transform": list(s.layers_to_transform)}),
+        (bool(s.trained_parameters), {"unfrozen_parameters": list(s.trained_parameters)}),
         (adapters and s.method == "dora", {"peft_use_dora": True}),
         (adapters and s.method == "rslora", {"peft_use_rslora": True}),
         (adapters and s.adapter_dtype != "float32", {"peft_autocast_adapter_dtype": False}),
@@ -127,6 +130,7 @@ def _trl(model: str, s: Setup) -> dict[str, Any]:
         (adapters, {"use_peft": True, "lora_r": s.rank, "lora_alpha": s.alpha, "lora_dropout": s.dropout}),
         (adapters and s.targets != ("peft-default",), {"lora_target_modules": list(s.targets)}),
         (adapters and bool(s.modules_to_save), {"lora_modules_to_save": list(s.modules_to_save)}),
+        (bool(s.target_parameters), {"lora_target_parameters": list(s.target_parameters)}),
         (adapters and s.method == "dora", {"use_dora": True}),
         (adapters and s.method == "rslora", {"use_rslora": True}),
         (quantized, nested),
@@ -188,6 +192,8 @@ def _peft(model: str, s: Setup) -> dict[str, Any]:
         "lora_dropout": s.dropout,
         "target_modules": targets,
         "modules_to_save": list(s.modules_to_save) or None,
+        "target_parameters": list(s.target_parameters) or None,
+        "layers_to_transform": list(s.layers_to_transform) or None,
         "use_dora": s.method == "dora",
         "use_rslora": s.method == "rslora",
         "bias": "none",
@@ -248,7 +254,8 @@ def _settled(stack: str, setup: Setup) -> tuple[str, ...]:
         return (
             (*UNSAID, "trainable_dtype") if _adapters(setup) and setup.adapter_dtype == "float32" else UNSAID
         )
-    said = ("rank", "alpha", "dropout", "targets", "modules_to_save", "init_rank", "target_rank")
+    adapted = ("rank", "alpha", "dropout", "targets", "target_parameters", "layers_to_transform")
+    said = (*adapted, "modules_to_save", "init_rank", "target_rank")
     return tuple(name for name in FIELDS if name not in said)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,33 +24,12 @@ from memplan.planner.importers.files import (
     recognize,
 )
 from memplan.planner.importers.fsdp import strategy
+from memplan.planner.importers.launch_line import Line, take_apart, unknown_variables
 from memplan.planner.importers.rules import Facts, Imported, integer
 from memplan.planner.importers.sharding import finish_accelerate, stage_in_name
 from memplan.planner.importers.tasks import rules_of, script_task
 from memplan.planner.importers.words import pairs, read_script
 from memplan.planner.tables.errors import UsageError, shorten
-
-ENVIRONMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)
-ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-_SWITCHES = """
-multi_gpu tpu cpu use_deepspeed use_fsdp use_megatron_lm use_parallelism_config quiet debug same_network module m no_python
-standalone dynamo_use_fullgraph dynamo_use_dynamic downcast_bf16 enable_cpu_affinity use_xpu no_local_rank
-"""
-SWITCHES = frozenset(_SWITCHES.split())
-"""Launcher options that take no value (accelerate 1.15 commands/launch.py, torch 2.13 distributed/run.py)."""
-
-
-@dataclass(slots=True)
-class Line:
-    """A launch line taken apart: what the launcher said, the program, and the program's own words."""
-
-    ranks: int = 1
-    machines: int = 1
-    options: dict[str, Any] = field(default_factory=dict)
-    program: str = ""
-    words: list[str] = field(default_factory=list)
-    expandable: bool | None = None
-    notes: list[str] = field(default_factory=list)
 
 
 def read_launch(words: list[str], folder: Path | None = None, beside: bool = True) -> Imported:
@@ -61,8 +40,8 @@ def read_launch(words: list[str], folder: Path | None = None, beside: bool = Tru
     how ranks share.
     """
     folder = folder or Path()
-    line = _take_apart(list(words))
-    _unknown_variables(line)
+    line = take_apart(list(words))
+    unknown_variables(line)
     imported = _program(line, folder)
     ranks = line.ranks * line.machines
     if line.options.get("config_file"):
@@ -105,86 +84,6 @@ def _missing(imported: Imported, name: str) -> None:
     )
     if parallel is not None:
         imported.notes.append(f"with --gpus N: --parallel {parallel}")
-
-
-def _unknown_variables(line: Line) -> None:
-    """Words whose value only the shell knows are left out, and named."""
-    kept: list[str] = []
-    for word in line.words:
-        if not re.search(r"\$\{?\w", word):
-            kept.append(word)
-            continue
-        option = kept.pop() if kept and kept[-1].startswith("--") and not word.startswith("--") else word
-        line.notes.append(f"{shorten(option, 40)} is a variable of the shell: its default is assumed")
-    line.words = kept
-
-
-def _take_apart(words: list[str]) -> Line:
-    line = Line()
-    while words and ENVIRONMENT.fullmatch(words[0]) and not words[0].startswith("-"):
-        name, _, value = words.pop(0).partition("=")
-        if name in ALLOCATOR:
-            line.expandable = "expandable_segments:true" in value.lower().replace(" ", "")
-        elif name == "CUDA_VISIBLE_DEVICES" and value:
-            line.ranks = 1
-            line.notes.append(
-                f"{len(value.split(','))} devices are visible; the launcher decides how many ranks run"
-            )
-    if not words:
-        raise UsageError(
-            "no launch line: expected, for example, memplan -- accelerate launch -m axolotl.cli.train "
-            "config.yaml"
-        )
-    launcher = Path(words[0]).name
-    if launcher == "env":
-        return _take_apart(words[1:])
-    if launcher == "accelerate" and words[1:2] == ["launch"]:
-        _launcher(line, words[2:])
-        line.ranks = integer("--num_processes", line.options.get("num_processes", 1))
-    elif launcher == "torchrun" or words[1:3] == ["-m", "torch.distributed.run"]:
-        _launcher(line, words[1 if launcher == "torchrun" else 3 :])
-        line.ranks = _count(
-            "--nproc_per_node", line.options.get("nproc_per_node", line.options.get("nproc-per-node", 1))
-        )
-        line.machines = _count("--nnodes", str(line.options.get("nnodes", 1)).split(":")[-1])
-    elif launcher == "deepspeed":
-        _launcher(line, words[1:])
-        line.ranks = integer("--num_gpus", line.options.get("num_gpus", 1))
-        line.machines = integer("--num_nodes", line.options.get("num_nodes", 1))
-    elif re.fullmatch(r"python[0-9.]*", launcher):
-        _launcher(line, words[1:])
-    else:
-        line.program, line.words = launcher, words[1:]
-    return line
-
-
-def _count(key: str, value: Any) -> int:
-    if str(value) in ("gpu", "auto"):
-        raise UsageError(f"{key} {value} depends on the machine: write the number of GPUs")
-    return integer(key, value)
-
-
-def _launcher(line: Line, words: list[str]) -> None:
-    """Read a launcher's own options up to the script or the module, which is the program."""
-    while words:
-        word = words.pop(0)
-        if word in ("-m", "--module"):
-            line.program = words.pop(0) if words else ""
-            break
-        if not word.startswith("-"):
-            line.program = word
-            break
-        name, equals, value = word.lstrip("-").partition("=")
-        name = name.replace("-", "_")
-        if equals:
-            line.options[name] = value
-        elif name in SWITCHES:
-            line.options[name] = True
-        elif words:
-            line.options[name] = words.pop(0)
-    line.words = words
-    if not line.program:
-        raise UsageError("the launch line names no program: expected a script, or -m and a module")
 
 
 def _sharding(options: Mapping[str, Any], imported: Imported) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 from memplan.planner.importers.rules import bad, names
+from memplan.planner.inputs.regular import regular
 
 PROJECTIONS = {
     "self_attn": (
@@ -30,11 +31,7 @@ PREFIXES = (
     "model.text_model.layers",
 )
 LAYERS = range(100)
-LONGEST = 300
 _SPECIAL = re.compile(r"[()\[\]\\|*+?^$]")
-_NESTED = re.compile(
-    r"[*+}]\)\s*[*+{]"
-)  # a repeated group that repeats inside: matching it can take for ever
 
 
 def is_pattern(value: Any) -> bool:
@@ -48,12 +45,7 @@ def targets(key: str, value: Any) -> tuple[str, ...]:
     """
     if not is_pattern(value):
         return names(key, value)
-    if len(value) > LONGEST or _NESTED.search(value):
-        raise bad(key, value, "module names, or a pattern without repeated repetitions")
-    try:
-        pattern = re.compile(value)
-    except re.error:
-        raise bad(key, value, "module names, or a regular expression") from None
+    pattern = regular(key, value, "module names, or a pattern")
     found = [
         name
         for part, projections in PROJECTIONS.items()

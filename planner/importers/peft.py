@@ -21,6 +21,7 @@ from memplan.planner.importers.rules import (
     text,
     use,
     walk,
+    whole_numbers,
 )
 from memplan.planner.inputs.spec import ModelSpec, prefix_sizes
 from memplan.planner.tables.errors import UsageError, shorten
@@ -33,7 +34,7 @@ def _targets(key: str, value: Any) -> tuple[str, ...]:
     found = names(key, value)
     if len(found) < len(value if isinstance(value, list) else [value]):
         raise bad(key, value, "names of modules, or all-linear")
-    return found or ("peft-default",)
+    return found
 
 
 VARIANTS = (
@@ -61,9 +62,9 @@ LORA: dict[str, Rule] = {
     "target_r": use("target_rank", integer),
     "bias": not_modelled("biases train too", ("none",)),
     "rank_pattern": not_modelled("ranks that differ by module", ({},)),
-    "layers_to_transform": not_modelled("adapters on some layers only", ([],)),
+    "layers_to_transform": use("layers_to_transform", whole_numbers),
     "exclude_modules": not_modelled("modules left out", ([],)),
-    "target_parameters": not_modelled("adapters on expert parameters", ([],)),
+    "target_parameters": use("target_parameters", names),
     "trainable_token_indices": not_modelled("trainable rows of the embedding", ([],)),
     "layer_replication": not_modelled("repeated layers", ([],)),
     "lora_bias": not_modelled("adapters with a bias"),
@@ -114,6 +115,8 @@ SAID_BY_FILE = (
     "target_rank",
     "virtual_tokens",
     "bottleneck",
+    "layers_to_transform",
+    "target_parameters",
 )
 
 
@@ -131,7 +134,7 @@ def read(document: Mapping[str, Any], walk: Any) -> tuple[Facts, list[Any], list
         if kind == "ADALORA":
             facts.pop("rank", None)  # AdaLoRA reads init_r; r stays at its default in the file
         facts = {**DEFAULTS[kind], **facts, "_type": kind}
-        pattern = facts["targets"][0] == "(pattern)"
+        pattern = facts["targets"][:1] == ("(pattern)",)
         if pattern:
             facts["targets"] = facts["targets"][1:]
         beyond = any(

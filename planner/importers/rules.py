@@ -288,6 +288,14 @@ def names(key: str, value: Any) -> tuple[str, ...]:
     return tuple(part.strip() for part in parts if part.strip())
 
 
+def whole_numbers(key: str, value: Any) -> tuple[int, ...]:
+    """Numbers from 0: a list, or one of them."""
+    parts = value if isinstance(value, list) else [value]
+    if not all(type(part) is int and part >= 0 for part in parts):
+        raise bad(key, value, "whole numbers from 0")
+    return tuple(parts)
+
+
 def one_of(table: Mapping[str, Any]) -> Reader:
     """A reader for a key with a closed set of values."""
 

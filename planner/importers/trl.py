@@ -59,7 +59,7 @@ RULES: dict[str, Rule] = {
     "padding_free": use("_padding_free", flag),
     "model_init_kwargs": use("_init", keyword_arguments),
     "activation_offloading": not_modelled("saved tensors on the host", errs="high"),
-    "lora_target_parameters": not_modelled("adapters on expert parameters", errs="low"),
+    "lora_target_parameters": use("target_parameters", names),
     "use_vllm": not_modelled("a generation engine beside the trainer", errs="low"),
     "loss_type": not_modelled("a loss other than the fused negative log-likelihood", ("nll", "chunked_nll")),
     "beta": not_modelled("preference training holds a reference model and twice the rows", errs="low"),
@@ -128,7 +128,7 @@ def _settle_batches(facts: Facts, warnings: list[str]) -> None:
         )
 
 
-ADAPTER_FIELDS = ("rank", "alpha", "dropout", "targets", "modules_to_save")
+ADAPTER_FIELDS = ("rank", "alpha", "dropout", "targets", "target_parameters", "modules_to_save")
 
 
 def _settle_method(facts: Facts, warnings: list[str]) -> None:

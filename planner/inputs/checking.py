@@ -45,7 +45,7 @@ CheckpointQuant = Literal[
 Place = Annotated[int, Field(ge=0, le=10**4)]
 Bucket = Literal["auto"] | Elements
 
-NAME_LISTS = ("targets", "modules_to_save", "images")
+NAME_LISTS = ("targets", "modules_to_save", "target_parameters", "trained_parameters", "images")
 NUMBER_LISTS = ("layers_to_transform",)
 
 

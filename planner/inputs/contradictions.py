@@ -37,8 +37,20 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
             f"target_rank {s.target_rank} is more than the init_rank {s.init_rank} that AdaLoRA prunes from",
         ),
         (
-            "targets" in method.reads and not s.targets,
+            "targets" in method.reads and not (s.targets or s.target_parameters),
             "targets is empty: expected names such as q_proj,v_proj, or all-linear",
+        ),
+        (
+            bool(s.target_parameters) and "target_parameters" not in method.reads,
+            f"target_parameters: method '{s.method}' adapts modules alone: use --method lora",
+        ),
+        (
+            bool(s.target_parameters) and s.dropout > 0,
+            f"target_parameters contradicts dropout {s.dropout}, which modules alone have: set dropout to 0",
+        ),
+        (
+            bool(s.trained_parameters) and method.trains != "all",
+            f"trained_parameters are those of full fine-tuning: method '{s.method}' says what it trains",
         ),
         (
             s.gpus > 1 and s.parallel == "none",

@@ -16,6 +16,7 @@ def derived(fields: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, tup
     rules: tuple[tuple[str, bool, Callable[[], Any], str], ...] = (
         ("optimizer_mode", True, lambda: mode_of(optimizer), f"optimizer {optimizer}"),
         ("compute_dtype", dtype != "float32", lambda: dtype, "weight_dtype"),
+        ("dropout", bool(fields["target_parameters"]), lambda: 0.0, "target_parameters"),
         ("autocast", half and fields["autocast"] != "none", lambda: "float16", "weight_dtype"),
     )
     found = {name: (value(), why) for name, holds, value, why in rules if holds and name not in said}

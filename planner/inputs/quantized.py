@@ -23,6 +23,7 @@ from memplan.planner.tables.dtypes import FLOATS, PACKED
 from memplan.planner.tables.errors import UsageError, shorten, shown
 from memplan.planner.tables.gpus import find_gpu
 from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.recipes import RECIPES
 
 STORAGES = ("uint8", "bfloat16", "float16", "float32")
 
@@ -185,6 +186,11 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
             s.quantize_experts and (s.quant_type not in ("nf4", "fp4") or s.checkpoint_quant != "none"),
             "quantize_experts quantizes experts beside a base that is quantized to 4 bits as it loads: use "
             "--method qlora with quant_type nf4 or fp4, on a checkpoint in 16 bit",
+        ),
+        (
+            s.quantize_experts and bool(s.target_parameters) and not RECIPES[s.recipe].whole_updates,
+            "target_parameters on experts that quantize_experts quantizes: peft 0.21 leaves its update on "
+            "them (tuners/lora/layer.py _remove_parametrizations), and the next forward fails; leave one out",
         ),
     ]
 

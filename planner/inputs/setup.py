@@ -64,6 +64,8 @@ class Setup:
     # module names, or all-linear, attention, peft-default (what PEFT targets for this model_type by itself)
     targets: tuple[str, ...]
     modules_to_save: tuple[str, ...]
+    target_parameters: tuple[str, ...]  # parameters that LoRA adapts as they are: an expert layer's
+    trained_parameters: tuple[str, ...]  # patterns of the names that full fine-tuning trains, (): all
     checkpoint_quant: CheckpointQuant  # how the base is stored, where its config says that it is quantized
     quant_type: Literal["none", "nf4", "fp4", "int8"]
     double_quant: bool

@@ -12,6 +12,8 @@ WORDS = {
     "targets": "module names such as q_proj,v_proj, or all-linear or attention",
     "images": "pictures of one example as N@WxH, such as 1@1024x768, or none",
     "modules_to_save": "module names such as lm_head",
+    "target_parameters": "parameter names such as mlp.experts.gate_up_proj",
+    "trained_parameters": "patterns of parameter names, such as layers.1[0-9].mlp",
     "layers_to_transform": "numbers of layers from 0, such as 0,1,2 or 8-15",
     "alpha": "a number above 0",
     "dropout": "a number from 0 to less than 1",

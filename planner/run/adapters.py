@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -11,23 +10,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from memplan.planner.inputs.regular import regular
 from memplan.planner.inputs.setup import Setup
+from memplan.planner.inputs.validation_text import WORDS
 from memplan.planner.run.bottleneck import add_bottlenecks
 from memplan.planner.run.extras import load
-from memplan.planner.run.model import layer_number, layer_place, layer_prefix, layers_of, reason, task_type
+from memplan.planner.run.model import layer_number, layer_place, layer_prefix, layers_of, reason
+from memplan.planner.run.peft_config import peft_config
 from memplan.planner.run.renamed import renamed
-from memplan.planner.run.towers import freeze, frozen_modules
+from memplan.planner.run.towers import freeze
 from memplan.planner.run.upcast import upcast_modules
-from memplan.planner.tables.errors import UsageError, unknown
+from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.methods import METHODS
-from memplan.planner.tables.peft_targets import IA3_FEEDFORWARD, IA3_TARGETS
-
-_PROMPTS = {
-    "PREFIX_TUNING": "PrefixTuningConfig",
-    "PROMPT_TUNING": "PromptTuningConfig",
-    "P_TUNING": "PromptEncoderConfig",
-}
-_ATTENTION_PART = re.compile(r"(^|\.)(self_attn|self_attention|attention|attn|cross_attn)(\.|$)")
 
 
 def is_adapter(name: str) -> bool:
@@ -54,6 +48,8 @@ def prepare(model: Any, setup: Setup, device: torch.device, watcher: Any) -> nn.
         # (transformers 5.24 core_model_loading.py set_param_for_module)
         model.requires_grad_(trains == "all")
         freeze(model, setup)
+        if setup.trained_parameters:
+            _train_named(model, setup.trained_parameters)
         if trains == "last_layers":
             _unfreeze_last(model, setup.trainable_layers or 1)
         if trains == "biases":
@@ -106,6 +102,21 @@ def _unfreeze_last(model: nn.Module, count: int) -> None:
     for layer in layers:
         if layer_place(layer) > last - count:
             layer.requires_grad_(True)
+
+
+def _train_named(model: nn.Module, patterns: tuple[str, ...]) -> None:
+    """Only the parameters whose names begin as a pattern says are trained. As axolotl 0.19 reads it
+    (utils/freeze.py freeze_layers_except): a point is a point, and rows in brackets behind a pattern have
+    their gradients zeroed, no fewer of them.
+    """
+    plain = [re.sub(r"(?<!^)\[\d*:?\d*\]$", "", each) for each in patterns]
+    found = [
+        regular("trained_parameters", re.sub(r"\.(?!\+)", r"\.", each), WORDS["trained_parameters"])
+        for each in plain
+    ]
+    for name, parameter in model.named_parameters():
+        if not any(each.match(name) for each in found):
+            parameter.requires_grad_(False)
 
 
 def _cast_trained(model: nn.Module, setup: Setup) -> None:
@@ -218,129 +229,6 @@ def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return (
         nn.Parameter(made, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
     )
-
-
-def peft_config(model: nn.Module, setup: Setup) -> Any:
-    """The peft configuration of a setup: of its adapter_config.json where there is one, else of its
-    method.
-    """
-    import peft
-
-    if setup.adapter is not None:
-        return _read_adapter(setup.adapter, task_type(model))
-    common: dict[str, Any] = {"task_type": task_type(model)}
-    peft_type = METHODS[setup.method].peft_type
-    if peft_type in _PROMPTS:
-        return getattr(peft, _PROMPTS[peft_type])(num_virtual_tokens=setup.virtual_tokens, **common)
-    common.update(
-        target_modules=_targets(model, setup.targets),
-        modules_to_save=list(setup.modules_to_save) or None,
-    )
-    if setup.layers_to_transform:
-        common["layers_to_transform"] = _layers(model, setup.layers_to_transform)
-        if common["target_modules"] == "all-linear":  # PEFT has no numbers of layers beside that word
-            common["target_modules"] = _linear_names(model)
-    if peft_type == "VERA":
-        return peft.VeraConfig(r=setup.rank, vera_dropout=float(setup.dropout), **common)
-    common["exclude_modules"] = frozen_modules(model, setup)
-    if peft_type == "OFT":
-        return peft.OFTConfig(**common)
-    if peft_type == "IA3":
-        return peft.IA3Config(feedforward_modules=_feedforward(model, common["target_modules"]), **common)
-    common.update(
-        lora_alpha=setup.alpha,
-        lora_dropout=float(setup.dropout),
-    )
-    if peft_type == "ADALORA":
-        return peft.AdaLoraConfig(
-            init_r=setup.init_rank,
-            target_r=setup.target_rank,
-            total_step=1000,
-            tinit=1,
-            tfinal=500,
-            deltaT=1,
-            **common,
-        )
-    return peft.LoraConfig(
-        r=setup.rank,
-        use_dora=setup.method == "dora",
-        use_rslora=setup.method == "rslora",
-        inference_mode=bool(setup.adapters),
-        **common,
-    )
-
-
-def _read_adapter(document: dict[str, Any], kind_of_task: str | None) -> Any:
-    """A parsed adapter_config.json as its peft configuration class; keys that the class does not know are
-    dropped. A classifier's model needs its own task type.
-    """
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-
-    kind = str(document.get("peft_type", "")).upper()
-    known = {getattr(key, "value", str(key)): cls for key, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    if kind not in known:
-        raise unknown("peft_type in adapter_config.json", kind.lower(), [name.lower() for name in known])
-    accepted = inspect.signature(known[kind].__init__).parameters
-    aside = ("peft_type", "inference_mode", "base_model_name_or_path")
-    fields = {key: value for key, value in document.items() if key in accepted and key not in aside}
-    fields.setdefault("task_type", "CAUSAL_LM")
-    if kind_of_task in ("SEQ_CLS", "TOKEN_CLS"):
-        fields["task_type"] = kind_of_task
-    try:
-        return known[kind](**fields)
-    except Exception as error:
-        raise UsageError(f"peft rejects this {kind} adapter_config.json: {reason(error)}") from None
-
-
-def _linear_names(model: Any) -> list[str]:
-    """The last names of all linear layers but the output projection."""
-    head = model.get_output_embeddings()
-    return sorted(
-        {
-            name.rpartition(".")[2]
-            for name, module in model.named_modules()
-            if module is not head and (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D")
-        }
-    )
-
-
-def _layers(model: nn.Module, chosen: tuple[int, ...]) -> list[int]:
-    """The layers that have an adapter. UsageError for one that the model has not."""
-    count = len(layers_of(model))
-    if count and max(chosen) >= count:
-        raise UsageError(
-            f"layers_to_transform {max(chosen)}: {type(model).__name__} has layers 0 to {count - 1}"
-        )
-    return list(chosen)
-
-
-def _targets(model: nn.Module, targets: tuple[str, ...]) -> str | list[str] | None:
-    if targets == ("all-linear",):
-        return "all-linear"
-    if targets == ("peft-default",):
-        return None
-    if targets == ("attention",):
-        names = {
-            name.rpartition(".")[2]
-            for name, module in model.named_modules()
-            if _ATTENTION_PART.search(name)
-            and (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D")
-        }
-        if not names:
-            raise UsageError(
-                f"targets 'attention' matches no linear layer of {type(model).__name__}: name the modules"
-            )
-        return sorted(names)
-    return list(targets)
-
-
-def _feedforward(model: Any, targets: str | list[str] | None) -> list[str] | None:
-    """IA3's feed-forward layers: None where PEFT has its own for the model type, whose targets or others are
-    asked for; it fails without any.
-    """
-    if targets is None or model.config.model_type in IA3_TARGETS:
-        return None
-    return [name for name in IA3_FEEDFORWARD if targets == "all-linear" or name in targets]
 
 
 def rank_allocator(model: Any, setup: Setup) -> Callable[[int], None] | None:

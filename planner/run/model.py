@@ -173,8 +173,8 @@ def model_class(config: Any) -> Any:
 
 def lacks_flash(config: Mapping[str, Any]) -> str:
     """Why flash attention runs no model of a config, "" where it does: transformers refuses its class or that
-    of a part (5.24 modeling_utils.py _flash_attn_can_dispatch), or flash-attn a head size. UsageError where no
-    class is.
+    of a part (5.24 modeling_utils.py _flash_attn_can_dispatch), or flash-attn a head size. UsageError where
+    there is no class.
     """
     with quiet():
         made = read_config(config)

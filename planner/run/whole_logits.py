@@ -58,6 +58,69 @@ def dpo_logits(built: Built) -> Any:
     return {"loss": loss}
 
 
+def dpo_whole(built: Built) -> Any:
+    """The same loss in TRL before 1.13: the logits of the model and of its reference live until the metrics
+    are there, whose entropy is that of a copy of all but the last token's (trl 1.9 trainer/dpo_trainer.py
+    _compute_loss). Metrics of one number for each row are left out.
+    """
+    inputs = {name: tensor for name, tensor in built.batch.items() if name != "completion_mask"}
+    labels, mask = inputs["input_ids"][..., 1:], built.batch["completion_mask"][..., 1:]
+    logits = called(built, built.model, {**inputs, "use_cache": False}).logits[..., :-1, :]
+    rows = _selected(logits, labels, mask)
+    held: list[torch.Tensor] = []
+
+    def scored(model: Any, base: Any) -> torch.Tensor:
+        held.append(called(built, model, {**inputs, "use_cache": False}).logits[..., :-1, :])
+        return _selected(held[-1], labels, mask)
+
+    reference = of_reference(built, scored)
+    chosen, rejected = (rows if reference is None else rows - reference).chunk(2)
+    loss = -functional.logsigmoid(BETA * (chosen - rejected)).mean()
+    _metrics(logits.detach(), labels, mask)
+    del held[:]
+    return {"loss": loss}
+
+
+def _selected(logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """(2B,) summed log-probabilities of completions, row by row: of fp32 logits a log-sum-exp, of others a
+    log-softmax (trl 1.9 trainer/utils.py selective_log_softmax).
+    """
+    index = labels.unsqueeze(-1)
+    if logits.dtype == torch.float32:
+        selected = torch.gather(logits, dim=-1, index=index)
+        each = selected - torch.stack([torch.logsumexp(row, dim=-1) for row in logits]).unsqueeze(-1)
+        del selected
+    else:
+        found = []
+        for row, row_labels in zip(logits, index, strict=True):
+            probabilities = functional.log_softmax(row, dim=-1)
+            found.append(probabilities.gather(dim=-1, index=row_labels))
+        each = torch.stack(found)
+    each = each.squeeze(-1)
+    each[mask == 0] = 0.0
+    return each.sum(dim=1)
+
+
+def _metrics(logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> None:
+    """What the trainer makes of whole logits beside the loss: their entropy, the mean logit of each half's
+    completions, and the chosen half's most likely tokens.
+    """
+    (_entropy(logits) * mask).sum()
+    chosen, rejected = logits.chunk(2)
+    for half, counted in zip((chosen, rejected), mask.chunk(2), strict=True):
+        half[counted.bool()].mean(-1).sum()
+    (chosen.argmax(dim=-1) == labels.chunk(2)[0]).sum()
+
+
+def _entropy(logits: torch.Tensor) -> torch.Tensor:
+    """One number for each token, of 128 tokens at a time (trl 1.9 trainer/utils.py entropy_from_logits)."""
+    found = []
+    for part in logits.reshape(-1, logits.shape[-1]).split(128):
+        probabilities = functional.log_softmax(part, dim=-1)
+        found.append(-(torch.exp(probabilities) * probabilities).sum(-1))
+    return torch.cat(found).reshape(logits.shape[:-1])
+
+
 def _scored(built: Built, model: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """The logits in fp32, and (2B,) summed log-probabilities of each row's labels, of a copy of the batch."""
     inputs = {name: tensor.clone() for name, tensor in built.batch.items()}
@@ -132,5 +195,6 @@ WHOLE_LOGITS_LOSSES: dict[str, Callable[[Built], Any]] = {
     "orpo": orpo,
     "cpo": cpo,
     "dpo_logits": dpo_logits,
+    "dpo_whole": dpo_whole,
 }
 """Task -> the loss of its trainer."""

@@ -94,6 +94,8 @@ BASE: dict[str, Any] = {
     "bottleneck": None,
     "adapters": None,
     "layers_to_transform": (),
+    "target_parameters": (),
+    "trained_parameters": (),
     "adapter": None,
     "device": "cuda",
 }

@@ -32,6 +32,10 @@ class Method:
 
 _ON_LAYERS = ("targets", "modules_to_save", "adapter_dtype", "layers_to_transform")
 _LORA_READS = ("rank", "alpha", "dropout", *_ON_LAYERS)
+_ALSO_PARAMETERS = (
+    *_LORA_READS,
+    "target_parameters",
+)  # peft 0.21 tuners/lora/layer.py ParamWrapper: not DoRA's
 
 
 def _table(*rows: Method) -> dict[str, Method]:
@@ -39,7 +43,7 @@ def _table(*rows: Method) -> dict[str, Method]:
 
 
 METHODS: dict[str, Method] = _table(
-    Method("full", "all", summary="every parameter is trained"),
+    Method("full", "all", reads=("trained_parameters",), summary="every parameter is trained"),
     Method(
         "freeze",
         "last_layers",
@@ -48,9 +52,15 @@ METHODS: dict[str, Method] = _table(
         summary="the last n decoder layers are trained",
     ),
     Method(
-        "lora", "adapter", "LORA", reads=_LORA_READS, summary="low-rank adapters beside frozen linear layers"
+        "lora",
+        "adapter",
+        "LORA",
+        reads=_ALSO_PARAMETERS,
+        summary="low-rank adapters beside frozen linear layers",
     ),
-    Method("qlora", "adapter", "LORA", quantized=True, reads=_LORA_READS, summary="LoRA on a 4-bit base"),
+    Method(
+        "qlora", "adapter", "LORA", quantized=True, reads=_ALSO_PARAMETERS, summary="LoRA on a 4-bit base"
+    ),
     Method(
         "adalora",
         "adapter",
@@ -64,13 +74,17 @@ METHODS: dict[str, Method] = _table(
         "rslora",
         "adapter",
         "LORA",
-        reads=_LORA_READS,
+        reads=_ALSO_PARAMETERS,
         summary="LoRA scaled by alpha / sqrt(r): the same memory",
     ),
     Method(
-        "lora+", "adapter", "LORA", reads=_LORA_READS, summary="LoRA with two learning rates: the same memory"
+        "lora+",
+        "adapter",
+        "LORA",
+        reads=_ALSO_PARAMETERS,
+        summary="LoRA with two learning rates: the same memory",
     ),
-    Method("lora-fa", "adapter", "LORA", reads=_LORA_READS, summary="LoRA with A frozen"),
+    Method("lora-fa", "adapter", "LORA", reads=_ALSO_PARAMETERS, summary="LoRA with A frozen"),
     Method(
         "prefix-tuning",
         "adapter",

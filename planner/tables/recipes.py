@@ -33,6 +33,8 @@ class Recipe:
         tuple[str, str], ...
     ] = ()  # (the setting whose default needs a word, or "" for the stack itself, the word)
     when: tuple[tuple[Mapping[str, Any], Mapping[str, Any]], ...] = ()  # (fields, what then changes)
+    whole_updates: bool = False
+    """It pins a peft before 0.21, whose update of an adapted parameter is as large as the parameter."""
 
     def layers(self, method: str, trains: str, quantized: bool) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """This recipe's defaults for one method, weakest first, each with the origin that Setup remembers."""
@@ -227,6 +229,7 @@ RECIPES: dict[str, Recipe] = {
                 "PEFT's layers; they are not modeled, so the prediction errs on the high side",
             ),
         ),
+        whole_updates=True,  # axolotl 0.19 pyproject.toml: peft 0.20
         when=(
             ({"attention": "flash_attention_2", "quant_type": "none"}, {"upcast_modules": "routers"}),
             ({"quantize_experts": True}, {"upcast_modules": "routers"}),

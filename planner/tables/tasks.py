@@ -143,6 +143,19 @@ TASKS: dict[str, Task] = _table(
         defaults={"loss": "full"},
     ),
     Task(
+        name="dpo_whole",
+        summary="as dpo, from whole logits, which live until the metrics are there: TRL before 1.13, which axolotl "
+        "pins",
+        source="trl 1.9 trainer/dpo_trainer.py DPOTrainer._compute_loss, trainer/utils.py selective_log_softmax, "
+        "entropy_from_logits; axolotl 0.19 core/trainers/dpo/trainer.py",
+        rows=2,
+        sequences=("input_ids", "attention_mask", "completion_mask"),
+        reference=True,
+        dropout=False,
+        stacks=("hf", "trl", "axolotl"),
+        defaults={"loss": "full"},
+    ),
+    Task(
         name="kto",
         summary="log-probabilities of one row for each example, and of another's completion, by the model and by a "
         "reference model",

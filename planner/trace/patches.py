@@ -292,6 +292,7 @@ PATCHES = (
     _torch_optimizers,
     patches_peft.moves_adapters,
     patches_peft.counts_masks,
+    patches_peft.whole_updates,
     patches_peft.decomposes,
     patches_peft.copies_weights,
     _bitsandbytes_paged,

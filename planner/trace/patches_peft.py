@@ -20,6 +20,7 @@ from memplan.planner.tables.components import MERGE
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.peft_types import ORDINARY, PEFT_TYPES, PeftType
+from memplan.planner.tables.recipes import RECIPES
 from memplan.planner.trace.device import flash2
 from memplan.planner.trace.observe import Observer
 
@@ -108,6 +109,30 @@ def counts_masks(observer: Observer, setup: Setup) -> Iterator[None]:
             _SET.pop()
 
     with patch.object(ShiraLayer, "update_layer", counted):
+        yield
+
+
+@contextmanager
+def whole_updates(observer: Observer, setup: Setup) -> Iterator[None]:
+    """peft 0.20 tuners/lora/layer.py ParamWrapper._activate_lora: the product of both factors, as large as
+    the parameter, is added to it, where 0.21 adds while it multiplies.
+    """
+    if not setup.target_parameters or not RECIPES[setup.recipe].whole_updates:
+        yield
+        return
+    load("peft")
+    from peft.tuners.lora import layer
+
+    def factors(self: Any, adapter_name: str) -> tuple[torch.Tensor]:
+        return (self.get_delta_weight(adapter_name),)
+
+    if not hasattr(layer, "_LoraFactorsProxy"):  # an older peft is installed
+        yield
+        return
+    with (
+        patch.object(layer.ParamWrapper, "get_delta_factors", factors),
+        patch.object(layer, "_LoraFactorsProxy", layer._LoraParameterProxy),
+    ):
         yield
 
 

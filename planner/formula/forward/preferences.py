@@ -25,8 +25,8 @@ def begin(w: Context) -> list[Tensor]:
 
 def scored(w: Context, hidden: Tensor) -> tuple[Tensor, list[Tensor]]:
     """A log-probability for each row, and what is kept beside it for the metrics."""
-    if w.setup.loss == "full":
-        return whole_logits.scored(w, hidden)
+    if w.setup.task in whole_logits.SCORES:
+        return whole_logits.SCORES[w.setup.task](w, hidden)
     t = w.t
     each = log_probabilities(w, hidden)
     tokens = each.shape
@@ -71,8 +71,11 @@ def alone(
     ids: Tensor,
     leaves: bool = False,
     score: Score = scored,
+    held: list[Tensor] | None = None,
 ) -> Tensor:
-    """The log-probabilities of rows by one more forward, of which nothing else stays."""
+    """The log-probabilities of rows by one more forward, of which nothing else stays but what `held`
+    takes.
+    """
     other = Context(
         w.t, w.setup.with_(checkpointing="none"), table, w.device, w.batch, w.sequence, w.single, {}
     )
@@ -80,12 +83,16 @@ def alone(
     decoder = Decoder(other, guard, StrategyHooks(), ids)
     rows, kept = score(other, decoder.run())
     decoder.outside.clear()
+    if held is not None:
+        held += kept
     del kept
     return rows
 
 
-def against_reference(w: Context, guard: Guard, ids: Tensor) -> Tensor | None:
-    """The reference's log-probability of each row, made without a graph; None where the batch has it."""
+def against_reference(w: Context, guard: Guard, ids: Tensor, held: list[Tensor] | None) -> Tensor | None:
+    """The reference's log-probability of each row, made without a graph; None where the batch has it.
+    `held`: what is to keep the tensors beside them.
+    """
     table = reference_of(w.parameter_table)
     if table is None:
         return None
@@ -94,7 +101,7 @@ def against_reference(w: Context, guard: Guard, ids: Tensor) -> Tensor | None:
     training, t.training = t.training, not leaves  # a second model is in evaluation mode
     for _ in range(1 + TASKS[w.setup.task].divergence):
         with t.no_grad(), t.inside("reference: "):
-            rows = alone(w, table, guard, ids, leaves)
+            rows = alone(w, table, guard, ids, leaves, held=held)
         t.forget_casts()
     t.training = training
     return rows

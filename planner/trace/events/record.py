@@ -168,10 +168,12 @@ def _names_layers(setup: Setup) -> bool:
     chosen = (
         *setup.targets,
         *setup.modules_to_save,
+        *setup.target_parameters,
         str(adapter.get("target_modules", "")),
         str(adapter.get("exclude_modules", "")),
     )
     by_number = setup.layers_to_transform or any(adapter.get(key) for key in _NAMES_LAYERS)
+    by_number = by_number or any(re.search(r"\d", text) for text in setup.trained_parameters)
     return bool(by_number) or any(re.search(r"\d+\\?\.", text) for text in chosen)
 
 
