@@ -1,15 +1,16 @@
 """What becomes of every example of an axolotl release: answered, or why not; its keys that no rule follows.
 
-    python benchmarks/axolotl_examples.py FOLDER [N]
+    python benchmarks/axolotl_examples.py FOLDER [N [LOG]]
 
 FOLDER: the release's `examples`. Each file is read and, where its model is known without a network, predicted
 by the formula without a GPU named. Of the files whose family the formula lacks every N-th is put to `memplan`
-itself, which traces it (N: 0, none). A line for each file, then sums: names and outcomes, nothing of a file's
-content.
+itself, which traces it (N: 0, none; minutes each); LOG keeps what it said, and is read before anything is
+asked again. A line for each file, then sums: names and outcomes, nothing of a file's content.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -18,11 +19,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+KINDS = ("unknown", "not_modelled")
+ANSWERED, AT_LEAST, NOT_ANSWERED = "answered", "answered, at least", "not answered"
+OTHER, FOR_THE_TRACE = "another kind of file", "a family for the trace, not asked"
+TRACED = " (traced)"
+PATIENCE = 600
+"""Seconds that one trace may take."""
+
 
 def outcome(path: Path, keys: Counter[str]) -> str:
-    """`answered`, `answered, at least`, `refused` (and why), or what keeps it from the formula: `another kind
-    of file`, `no model named`, `the hub has its model`, FOR_THE_TRACE (`plan` then runs that).
-    """
+    """ANSWERED, AT_LEAST, NOT_ANSWERED and why, OTHER, or FOR_THE_TRACE."""
     from memplan import api
     from memplan.planner.importers.choices import runs_instead
     from memplan.planner.importers.files import read_training_file
@@ -33,65 +39,82 @@ def outcome(path: Path, keys: Counter[str]) -> str:
     try:
         imported = read_training_file(path)
     except UsageError:
-        return "another kind of file"
+        return OTHER
     keys.update(f"{key.status}: {key.key}" for key in imported.keys if key.status in KINDS)
     if not imported.model:
-        return "no model named"
+        return f"{NOT_ANSWERED}: no model named"
     try:
         model = find(imported.model)
     except NetworkError:
-        return "the hub has its model"
+        return f"{NOT_ANSWERED}: the hub has its model"
     except MemplanError as error:
-        return f"refused: {error}"
+        return f"{NOT_ANSWERED}: {error}"
     if api.unknown_family(model):
         return FOR_THE_TRACE
     try:
         spec = model.spec()
         setup = runs_instead(imported, resolve(imported=imported.fields), spec)
-        api.predict(model, setup, "formula")
+        found = api.predict(model, setup, None)
     except MemplanError as error:
-        return f"refused: {error}"
-    return "answered, at least" if imported.not_modelled() else "answered"
-
-
-KINDS = ("unknown", "not_modelled")
-FOR_THE_TRACE = "a family for the trace"
-PATIENCE = 600
-"""Seconds that one trace may take."""
+        return f"{NOT_ANSWERED}: {error}"
+    return AT_LEAST if imported.not_modelled() or found.not_modelled else ANSWERED
 
 
 def traced(path: Path) -> str:
-    """Whether the command has an answer for a file whose family the formula lacks, or why not."""
-    call = [sys.executable, "-m", "memplan", str(path)]
+    """What the command says of a file whose family the formula lacks, or why it has no answer."""
+    call = [sys.executable, "-m", "memplan", str(path), "--json"]
     try:
         ended = subprocess.run(call, capture_output=True, text=True, timeout=PATIENCE, check=False)
     except subprocess.TimeoutExpired:
-        return f"{FOR_THE_TRACE}, not answered: longer than {PATIENCE} s"
+        return f"{NOT_ANSWERED}: longer than {PATIENCE} s{TRACED}"
     if ended.returncode in (0, 1):  # 1: a verdict of "no"
-        return f"{FOR_THE_TRACE}, which answers"
-    return f"{FOR_THE_TRACE}, not answered: {' '.join(ended.stderr.split())[:200]}"
+        return (AT_LEAST if json.loads(ended.stdout)["not_modelled"] else ANSWERED) + TRACED
+    return f"{NOT_ANSWERED}: {' '.join(ended.stderr.split())[:200]}{TRACED}"
 
 
-def main(folder: Path, every: int = 0) -> None:
-    """Print every file's outcome, how often each was met, and the keys without a rule."""
+def said(log: Path | None) -> dict[str, str]:
+    """What a log has: `file: outcome` lines."""
+    lines = log.read_text(encoding="utf-8").splitlines() if log is not None and log.exists() else []
+    return {name: found for name, _, found in (line.partition(": ") for line in lines)}
+
+
+def sums(met: Counter[str]) -> str:
+    """How many files have an answer, a lower bound or none, of those asked."""
+    asked = sum(met[each] for each in (ANSWERED, AT_LEAST, NOT_ANSWERED))
+    whole, both = met[ANSWERED], met[ANSWERED] + met[AT_LEAST]
+    if not asked:
+        return "no file was asked"
+    return (
+        f"{asked} files asked without a GPU named: {whole} answered, {met[AT_LEAST]} answered at least, "
+        f"{met[NOT_ANSWERED]} not answered: {both / asked:.1%} have an answer, {whole / asked:.1%} without "
+        "those that are at least"
+    )
+
+
+def main(folder: Path, every: int = 0, log: Path | None = None) -> None:
+    """Print every file's outcome, the sums, and the keys without a rule."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     keys: Counter[str] = Counter()
     met: Counter[str] = Counter()
-    lacking = 0
+    known, lacking = said(log), 0
     for path in sorted(path for ending in ("*.yaml", "*.yml") for path in folder.rglob(ending)):
-        found = outcome(path, keys)
+        name, found = str(path.relative_to(folder)), outcome(path, keys)
         if found == FOR_THE_TRACE:
             lacking += 1
-            if every and lacking % every == 1 % every:
+            if name in known:
+                found = known[name]
+            elif every and lacking % every == 1 % every:
                 found = traced(path)
-        met[found.partition(":")[0]] += 1
-        print(f"{path.relative_to(folder)}: {found}", flush=True)
-    answered = met["answered"] + met["answered, at least"]
-    asked = answered + met["refused"]
-    print(f"{answered} of {asked} whose model the formula knows are answered without a GPU named")
+                if log is not None:
+                    with log.open("a", encoding="utf-8") as kept:
+                        kept.write(f"{name}: {found}\n")
+        met[found.partition(":")[0].removesuffix(TRACED)] += 1
+        print(f"{name}: {found}", flush=True)
+    print(sums(met))
     for name, count in (*met.most_common(), *keys.most_common()):
         print(f"{count:5} {name}")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *map(int, sys.argv[2:3]))
+    arguments = sys.argv[1:]
+    main(Path(arguments[0]), *map(int, arguments[1:2]), *map(Path, arguments[2:3]))

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from memplan.engines import ENGINES, compiled
 from memplan.names import setup_fields
+from memplan.planner.answers.bound import bound, nearest
 from memplan.planner.answers.parts import parts
 from memplan.planner.answers.verdict import close_calls, judge, not_modelled, withhold
-from memplan.planner.formula.sharding import strategies
+from memplan.planner.formula.sharding import refusals, strategies
 from memplan.planner.inputs import pictures, quantized
 from memplan.planner.inputs.checkpoint_formats import NO_BITS
 from memplan.planner.inputs.models import Model, find
@@ -159,10 +160,15 @@ def predict(model: Model, setup: Setup, engine: str | None = None) -> Prediction
     engine = engine or ("trace" if setup.adapter is not None or unknown else "formula")
     if engine not in ENGINES:
         raise UsageError(f"unknown engine '{engine}': expected {' or '.join(ENGINES)}")
-    strategies.refuse_sharding(setup)
+    bounded = unknown or (engine == "formula" and refusals.lacks_a_rule(setup))
+    runs = nearest(model.config, setup) if bounded else None
+    refusals.refuse_sharding(setup, bounded=runs is not None)
     if engine == "trace":
-        strategies.refuse_tracing(setup, model.config.get("model_type") if unknown_family(model) else None)
-    prediction = compiled(model, setup) if unknown else ENGINES[engine](model, setup)
+        family = model.config.get("model_type") if unknown_family(model) else None
+        refusals.refuse_tracing(runs or setup, family)
+    prediction = compiled(model, setup) if unknown else ENGINES[engine](model, runs or setup)
+    if runs is not None and not unknown:
+        prediction = bound(prediction, model.config, setup)
     found = (*unread(setup), *strategies.warnings(engine, setup), *newer_than_tested(engine))
     said = (
         model.note,
@@ -202,7 +208,7 @@ def judged(model: Model, prediction: Prediction) -> Iterator[tuple[Prediction | 
     that the setup names, else the common ones; none on a CPU.
 
     A GPU older than what is assumed where none is named has kernels of its own: the formula is asked again,
-    the trace (seconds) is not.
+    where it has a rule; the trace (seconds) is not.
     """
     setup = prediction.setup
     if setup.device == "cpu":
@@ -212,13 +218,14 @@ def judged(model: Model, prediction: Prediction) -> Iterator[tuple[Prediction | 
         return
     from memplan.planner.answers.fit.kernels import cannot_run, older, with_its_kernels
 
-    spec = _spec(model)
+    ruled = not refusals.lacks_a_rule(setup)
+    spec = _spec(model) if ruled else None
     for gpu in common_gpus():
         if spec is not None and (why := cannot_run(spec, setup, gpu)) is not None:
             yield why, gpu
         elif not older(gpu):
             yield prediction, gpu
-        elif prediction.engine == "formula":
+        elif prediction.engine == "formula" and ruled:
             yield with_its_kernels(model.spec(), prediction, gpu), gpu
 
 
@@ -326,7 +333,7 @@ def fit_by_trace(model: Model, setup: Setup, gpu: Gpu, **options: Any) -> Fit:
 
     if not unknown_family(model):
         options.setdefault("methods", ())
-    strategies.refuse_tracing(setup, model.config.get("model_type"))
+    refusals.refuse_tracing(setup, model.config.get("model_type"))
     require()
     from memplan.planner.answers.fit.traced import fit_by_trace as search
 

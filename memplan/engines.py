@@ -24,13 +24,19 @@ def _trace(model: Model, setup: Setup) -> Prediction:
 
 
 def compiled(model: Model, setup: Setup) -> Prediction:
-    """The trace of a family that the formula lacks, kept for the next time."""
+    """The trace of a family that the formula lacks, kept for the next time; a lower bound where no trace runs
+    the setup as it is.
+    """
     from memplan.planner.run.extras import require
 
     require()  # before anything imports the libraries: it silences what they say of themselves
+    from memplan.planner.answers.bound import bound, nearest
     from memplan.planner.compiled.engine import Compiled
 
-    found = Compiled(model.config, setup).at((setup.micro_batch, setup.sequence_length), model.name)
+    runs = nearest(model.config, setup)
+    found = Compiled(model.config, runs or setup).at((setup.micro_batch, setup.sequence_length), model.name)
+    if runs is not None:
+        found = bound(found, model.config, setup)
     what = _lacking(model, setup, found.model.architecture) or found.model.architecture
     why = f"traced: the formula has no rule for {what}, so the transformers class itself ran on meta tensors"
     return found.with_(assumptions=(why, *found.assumptions))

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from memplan.planner.formula.sharding.strategies import refuse_sharding, refuse_tracing
+from memplan.planner.formula.sharding.refusals import refuse_sharding, refuse_tracing
 from memplan.planner.inputs import quantized
 from memplan.planner.inputs.setup import Setup, resolve
 from memplan.planner.prediction import Prediction

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from memplan.planner.formula.sharding.strategies import refuse_tracing
+from memplan.planner.formula.sharding.refusals import refuse_tracing
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.gpus import find_gpu

@@ -14,6 +14,7 @@ from memplan.cli.progress import Progress
 from memplan.cli.subject import NoModelError, Subject, open_setup, read_subject
 from memplan.planner.answers.fit.suggest import suggest
 from memplan.planner.answers.verdict import margin, what_it_takes
+from memplan.planner.formula.sharding.refusals import lacks_a_rule
 from memplan.planner.inputs.models import Model
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import UsageError, shorten
@@ -121,11 +122,13 @@ def cost_of(found: Model, prediction: Prediction, gpu: Gpu | None, options: Mapp
 
 def advice_on(found: Model, prediction: Prediction, gpu: Gpu | None) -> Advice:
     """The changes that would help most and, on a GPU that is named, how far the setup can go; neither where
-    the formula lacks the family (a trace does not need it).
+    the formula lacks the family (a trace does not need it) or a rule.
     """
     from memplan.render.terminal import Advice
 
     setup = prediction.setup
+    if lacks_a_rule(setup):
+        return Advice()
     try:
         changes = () if setup.method == "inference" else suggest(found.spec(), setup, prediction, SAVINGS)
         if gpu is None or prediction.not_modelled or prediction.engine == "trace" or setup.device == "cpu":

@@ -18,6 +18,7 @@ from memplan.planner.inputs.setup import Setup, resolve
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import UsageError, shorten
 from memplan.planner.tables.pictures import WITHOUT_SIZES
+from memplan.planner.tables.sdp import FLASH_2
 
 if TYPE_CHECKING:
     from memplan.planner.importers.rules import Imported
@@ -164,8 +165,21 @@ def _imported(imported: Imported, options: Mapping[str, Any]) -> Subject:
     given = given_fields(options)
     fields = {**imported.fields_on(given.get("gpu")), **file_fields(options)}
     found, setup = api.request(imported.model, imported=fields, **given)
-    if imported.named_attention and not api.unknown_family(found):
+    if api.unknown_family(found):
+        setup = _with_its_attention(imported, found, setup)
+    elif imported.named_attention:
         from memplan.planner.importers.choices import runs_instead
 
         setup = runs_instead(imported, setup, found.spec())
     return _with_lengths(Subject(found, setup, imported), options)
+
+
+def _with_its_attention(imported: Imported, found: Model, setup: Setup) -> Setup:
+    """The setup of a file for a family that the trace answers, with an attention that its class runs."""
+    if setup.attention != FLASH_2 or setup.origins["attention"] == "user":
+        return setup
+    from memplan.planner.importers.choices import without_flash
+    from memplan.planner.run.model import lacks_flash
+
+    lacking = lacks_flash(found.config)
+    return without_flash(imported, setup, lacking) if lacking else setup

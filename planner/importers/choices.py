@@ -150,5 +150,11 @@ def runs_instead(imported: Imported, setup: Setup, spec: ModelSpec) -> Setup:
     return setup.replaced(attention="eager")
 
 
+def without_flash(imported: Imported, setup: Setup, why: str) -> Setup:
+    """`setup` with sdpa for a model that flash attention does not run, as `imported` says then."""
+    imported.warnings.append(f"flash_attention_2 does not run this model ({why}): sdpa is assumed")
+    return setup.replaced(attention="sdpa")
+
+
 def _said(kernel: str) -> str:
     return f"attention {kernel} is not modeled"

@@ -94,7 +94,12 @@ def from_catalog(text: str) -> Model | None:
     found = spellings.variant(name, _spelled())
     if found is None:
         return None
-    return _entry(found.entry, found.note(text.strip()), found.quantization)
+    entry = _entry(found.entry, found.note(text.strip()), found.quantization)
+    return (
+        replace(entry, config={**entry.config, spellings.LINEAR_EXPERTS: True})
+        if found.linear_experts
+        else entry
+    )
 
 
 def _entry(stem: str, note: str = "", quantization: dict[str, Any] | None = None) -> Model:

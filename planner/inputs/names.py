@@ -22,7 +22,7 @@ _MIRRORS = """
     huggingface-quants redhatai neuralmagic nm-testing casperhansen maziyarpanahi quantfactory solidrust
     axolotl-ai-co axolotl-quants modelcloud kaitchup iqbalhazza isotr0py huggyllama daryl149 alpindale
     mistral-community mhenrichsen mapika cyankiwi cpatonn qwen second-state intel amd nvidia openvino
-    techxgenus shuyuej
+    techxgenus shuyuej inferact
 """
 MIRRORS = frozenset(_MIRRORS.split())
 HOSTS = frozenset(("huggingface.co", "www.huggingface.co", "hf.co", "hf-mirror.com"))
@@ -57,6 +57,8 @@ TUNED = re.compile(
 DATED = re.compile(r"-(?:\d{4}-\d{2}-\d{2}|\d{2}-\d{4}|\d{8}|\d{6}|\d{4})(?=-|$)")
 SIZE = re.compile(r"(?<![a-z0-9.])(?:\d+x)?(\d+(?:\.\d+)?)([bmt])(?![a-z0-9])")
 MOST_CHARACTERS = 200
+LINEAR_EXPERTS = "linear_experts"
+"""The key of a config whose copy holds Llama 4's experts as Linear layers (a word of ours)."""
 
 
 class Variant(NamedTuple):
@@ -80,6 +82,11 @@ class Variant(NamedTuple):
         if "unsloth" in self.stored and found["quant_method"] == "bitsandbytes":
             found["llm_int8_skip_modules"] = ["layers that unsloth's dynamic quantization chose"]
         return found
+
+    @property
+    def linear_experts(self) -> bool:
+        """Whether the name is of such a copy, as axolotl makes them to quantize experts."""
+        return "linearized" in self.other
 
     def note(self, typed: str) -> str:
         """What the output says of it; empty where nothing was left out."""

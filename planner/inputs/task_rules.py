@@ -104,12 +104,6 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
             f"{said} has no rule for {s.quant_type} weights, whose norms and head its trainer casts: "
             "use --method lora",
         ),
-        (
-            (task.head != "vocabulary" or task.reference or task.joined)
-            and s.parallel not in ("none", "ddp"),
-            f"{said} has no rule for parallel '{s.parallel}': use --parallel ddp, or leave --task out for "
-            "the supervised step, which is less",
-        ),
     ]
 
 

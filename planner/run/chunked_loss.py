@@ -28,18 +28,17 @@ LossOf = Callable[[torch.Tensor, torch.Tensor, nn.Linear, float | None], Any]
 
 
 @contextmanager
-def fused_head(model: Any, loss_of: LossOf) -> Iterator[None]:
+def fused_head(model: Any, loss_of: LossOf, inner: str = "") -> Iterator[None]:
     """While active, calling `model` (a transformers causal language model) with labels gives a loss and no
-    logits.
+    logits. `inner`: the attribute that has the backbone where the class's base_model_prefix names none.
 
     Raises UsageError for a model whose last hidden states are not its backbone's, times its output
     embeddings.
     """
-    if task_type(model) != "CAUSAL_LM" or model.base_model is model:
+    backbone = getattr(model, inner, model) if model.base_model is model else model.base_model
+    if task_type(model) != "CAUSAL_LM" or backbone is model:
         why = (
-            "is no causal language model"
-            if model.base_model is not model
-            else "has none under its base_model_prefix"
+            "is no causal language model" if backbone is not model else "has none under its base_model_prefix"
         )
         raise UsageError(
             f"a loss without logits needs a backbone's last hidden states: {type(model).__name__} {why}; "
@@ -48,7 +47,7 @@ def fused_head(model: Any, loss_of: LossOf) -> Iterator[None]:
     own = model.__dict__.get("forward")
 
     def forward(labels: torch.Tensor, **inputs: Any) -> Any:
-        hidden = model.base_model(**{**inputs, "use_cache": False}).last_hidden_state
+        hidden = backbone(**{**inputs, "use_cache": False}).last_hidden_state
         return loss_of(hidden, labels, model.get_output_embeddings(), softcap_of(model.config))
 
     model.forward = forward

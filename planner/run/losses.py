@@ -37,6 +37,9 @@ def forward(built: Built) -> Any:
         loss_of = LOSSES[built.setup.loss]
         if built.setup.activation_offload != "none" and built.setup.loss == "chunked":
             loss_of = partial(chunked_loss.loss_of, saves_mask=True)
-        with chunked_loss.fused_head(built.base, loss_of):
+        # Liger's forwards and cut cross-entropy's call `self.model` (liger_kernel 0.8.5
+        # transformers/model/llama4.py); trl 1.16 trainer/utils.py asks for the base model
+        inner = "model" if built.setup.loss == "fused" else ""
+        with chunked_loss.fused_head(built.base, loss_of, inner):
             return preferences.called(built, built.model, built.batch)
     return preferences.called(built, built.model, built.batch)

@@ -10,15 +10,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from memplan.planner.inputs.names import LINEAR_EXPERTS
 from memplan.planner.inputs.picture_sizes import has_tower
 from memplan.planner.run.extras import require
 from memplan.planner.tables.errors import UsageError, nearest, shorten, shown
 from memplan.planner.tables.heads import NEW_HEADS
+from memplan.planner.tables.sdp import refuses_flash2
 
 require()
 
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
+
+from memplan.planner.run.linear_experts import linearize  # noqa: E402
 
 # Keys that say how a checkpoint was stored or which foreign code to run, not what the model is. `auto_map`
 # would run a repository's code.
@@ -167,6 +171,25 @@ def model_class(config: Any) -> Any:
     )
 
 
+def lacks_flash(config: Mapping[str, Any]) -> str:
+    """Why flash attention runs no model of a config, "" where it does: transformers refuses its class or that
+    of a part (5.24 modeling_utils.py _flash_attn_can_dispatch), or flash-attn a head size. UsageError where
+    there is no class.
+    """
+    with quiet():
+        made = read_config(config)
+        parts = made.sub_configs if has_tower(made.to_dict()) else ()
+        inner = (listed(("MODEL_MAPPING",), getattr(made, part, None)) for part in parts)
+        classes = (model_class(made), *filter(None, inner))
+        text = made.get_text_config().to_dict()
+    for cls in classes:
+        if not (cls._supports_flash_attn or getattr(cls, "_supports_flash_attn_2", False)):
+            return f"transformers has none for {cls.__name__}"
+    each = (text, *(text.get("per_layer_config") or {}).values())  # Gemma 4: some layers' heads are wider
+    size = max(layer.get("head_dim") or 0 for layer in each)
+    return f"heads of size {size}" if refuses_flash2((8, 0), "bfloat16", size) else ""
+
+
 def is_encoder(config: Any) -> bool:
     """Whether a configuration is of a model that sees both sides of a token (BERT)."""
     return not getattr(config, "is_decoder", False) and listed(_MASKED, config) is not None
@@ -240,6 +263,8 @@ def skeleton(
             model = cls._from_config(made, dtype=getattr(torch, dtype), attn_implementation=attention)
             _all_on_meta(model)
             model.tie_weights()
+            if config.get(LINEAR_EXPERTS):
+                linearize(model)
     except UsageError:
         raise
     except Exception as error:

@@ -20,12 +20,16 @@ def freeze(model: Any, setup: Setup) -> None:
             parameter.requires_grad_(False)
 
 
+_HELD = ".parametrizations."
+
+
 def frozen_modules(model: Any, setup: Setup) -> str | None:
     """The pattern of modules that get no adapter (peft 0.21 tuners/tuners_utils.py matches all of a name);
-    None where every one may.
+    None where every one may. What holds experts' parameters in 4 bits is named as they are, and no layer:
+    axolotl 0.19 monkeypatch/moe_quant.py skips it, PEFT alone refuses the model.
     """
     is_frozen = _frozen(model, setup)
-    names = [name for name, _ in model.named_modules() if name and is_frozen(name)]
+    names = [name for name, _ in model.named_modules() if name and (is_frozen(name) or _HELD in name)]
     return "|".join(map(re.escape, names)) or None
 
 

@@ -1,8 +1,8 @@
-"""One rank's share under DDP, FSDP2 and ZeRO: what each strategy divides, what it adds, and what it cannot
-do.
+"""One rank's share under DDP, FSDP2 and ZeRO: what each strategy divides and what it adds.
 
 `PARALLEL` is the table. The schedules and rows are in `planner/formula/sharding/`: `plan.py` (one GPU),
-`ddp.py`, `fsdp.py`, `zero.py`, and the `*_schedule.py` beside them; `wiring.py` chooses. A Setup says how
+`ddp.py`, `fsdp.py`, `zero.py`, and the `*_schedule.py` beside them; `wiring.py` chooses, `refusals.py` says
+what a strategy cannot do. A Setup says how
 many ranks there are (`gpus`) and what they do (`parallel`); every number is of one rank, the one that holds
 the most where they differ. Of two setups that follow from it, `stored` says in which dtypes tensors are kept,
 `seen` in which forward and backward compute.
@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from memplan.planner.inputs.setup import Setup
-from memplan.planner.tables.errors import UsageError
-from memplan.planner.tables.optimizers import OPTIMIZERS
 
 FOUR_BIT = ("nf4", "fp4")
 UNRECORDED = "no multi-GPU run has been recorded, so the error of these numbers is unknown"
@@ -94,103 +92,6 @@ PARALLEL: dict[str, Parallel] = {
     )
 }
 SHARDED = tuple(row.name for row in PARALLEL.values() if row.divides)
-
-
-def refuse_sharding(setup: Setup) -> None:
-    """Raise UsageError for what a strategy cannot do, or what we have no rule for. Each names the next
-    move.
-    """
-    for broken, text in _refusals(setup):
-        if broken:
-            raise UsageError(text)
-
-
-def refuse_tracing(setup: Setup, family: str | None = None) -> None:
-    """Raise UsageError where the trace, which runs one process, would answer for one rank of several that
-    share, or the installed transformers for another release. `family`: a model_type that the formula lacks.
-    """
-    if setup.transformers != "5":
-        raise UsageError(
-            f"the trace runs the installed transformers and cannot run {setup.transformers}: use --engine "
-            "formula, or leave transformers out"
-        )
-    if setup.parallel in SHARDED:
-        alone = "--gpus 1 --set parallel=none for one GPU that holds everything"
-        dry = f"memplan dry-run --gpus {setup.gpus} -- torchrun --nproc_per_node {setup.gpus} train.py"
-        raise UsageError(
-            f"the trace runs one process and cannot show a rank's share under {setup.parallel}"
-            + (
-                f": use --engine formula, or {alone}"
-                if family is None
-                else f", and the formula has no rule for {family}: run the program itself ({dry}), or use {alone}"
-            )
-        )
-
-
-def _refusals(s: Setup) -> Iterator[tuple[bool, str]]:
-    sharded, row = s.parallel in SHARDED, PARALLEL[s.parallel]
-    yield (
-        s.vocabulary is not None and s.parallel in ("fsdp", "zero3"),
-        f"vocabulary {s.vocabulary}: growing a model that is cut across GPUs has no rule under {s.parallel}; set "
-        "vocab_size in its config.json instead",
-    )
-    yield (
-        s.offload not in row.offloads,
-        f"offload '{s.offload}' is not one of {s.parallel}'s: expected {' or '.join(row.offloads)}",
-    )
-    yield (
-        sharded and s.method == "inference",
-        f"inference under {s.parallel} has no rule: predict one GPU with --set parallel=none",
-    )
-    yield (
-        sharded and s.method == "adalora",
-        f"adalora reads its adapters outside the modules' forward, where {s.parallel} has only parts of "
-        "them: use ddp",
-    )
-    yield (
-        s.parallel == "fsdp" and any(rule == "factored" for _, rule in OPTIMIZERS[s.optimizer].states),
-        f"{s.optimizer}'s row and column means over a part of a tensor have no rule: choose an adamw optimizer, "
-        "or zero2",
-    )
-    yield (
-        sharded and OPTIMIZERS[s.optimizer].others is not None,
-        f"{s.optimizer} works on whole matrices, of which a rank under {s.parallel} has parts: use ddp, or "
-        "an adamw optimizer",
-    )
-    yield (
-        s.parallel == "fsdp" and s.quant_type == "int8",
-        "int8 weights under fsdp have no rule: use ddp, or nf4 with quant_storage bfloat16",
-    )
-    yield (
-        s.parallel == "fsdp" and s.fsdp_version == 2 and OPTIMIZERS[s.optimizer].library == "bitsandbytes",
-        f"{s.optimizer} cannot step under FSDP2: bitsandbytes 0.50 has no rule for its sharded "
-        "tensors (DTensor), and torch stops the run; choose --optimizer "
-        "adamw_torch_fused, --parallel zero2 or zero3, or --set fsdp_version=1",
-    )
-    yield (
-        s.parallel == "fsdp" and OPTIMIZERS[s.optimizer].library == "optimi",
-        f"{s.optimizer} takes no Triton step on fsdp's sharded tensors (torch-optimi 0.3.3 utils.py "
-        "_default_to_triton), and its loop over them has no rule: use zero2 or zero3, or "
-        "--optimizer adamw_torch_fused",
-    )
-    yield (
-        sharded and OPTIMIZERS[s.optimizer].on_host,
-        f"{s.optimizer}'s copies of states between host and GPU have no rule under {s.parallel}: use ddp, or "
-        "an adamw optimizer",
-    )
-    wide = compute_dtype(s)
-    yield (
-        s.parallel == "fsdp" and s.quant_type in FOUR_BIT and s.quant_storage not in ("uint8", wide),
-        f"quant_storage {s.quant_storage} would be cast to {wide} by mixed precision, which breaks packed "
-        "weights: set "
-        f"quant_storage={wide}",
-    )
-    storage = s.quant_storage if s.quant_type in FOUR_BIT else s.quant_type
-    yield (
-        s.parallel == "zero3" and s.quant_type != "none" and storage != wide,
-        f"zero3 cannot divide weights stored as {storage}: set quant_storage={wide} (nf4 or fp4), or use "
-        "zero2, which keeps them whole",
-    )
 
 
 def compute_dtype(setup: Setup) -> str:
@@ -299,6 +200,9 @@ Generated from `PARALLEL` in planner/formula/sharding/strategies.py: `python -m 
 activations are not divided. Shards are exact, padding included. The FSDP2 schedule matches torch's to the byte. ZeRO's partitions match
 DeepSpeed's; its peaks were compared with two CPU processes of deepspeed 0.19.8 and a tiny model: stages 1 and 2 are within 0.4 %, and stage 3
 is up to 3.5 % too high, because the most that a pass gathers is counted throughout the pass. No multi-GPU run has been recorded.
+
+With one rank, what has no rule here (a family that the formula lacks, muon, a task with a head of its own) is a lower bound: the run without
+the strategy, in the dtypes that the strategy computes in, less what it offloads. With several ranks it is refused.
 """
 
 

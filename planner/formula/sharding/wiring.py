@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from memplan.planner.formula.parameters import ParameterTable
 from memplan.planner.formula.sharding.plan import Schedule, ShardingPlan
-from memplan.planner.formula.sharding.strategies import refuse_sharding, seen, stored, wraps
+from memplan.planner.formula.sharding.refusals import refuse_sharding
+from memplan.planner.formula.sharding.strategies import seen, stored, wraps
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.inputs.tasks import headed
