@@ -13,25 +13,25 @@ from dataclasses import replace
 from memplan.planner.formula.resident.adapters import R, adapters, no_target, waiting
 from memplan.planner.formula.resident.constants import NESTED_BLOCK, constants
 from memplan.planner.formula.resident.low_rank import any_projected, projected
-from memplan.planner.formula.resident.parameter_spec import NEVER_QUANTIZED, ParameterSpec
+from memplan.planner.formula.resident.parameter_spec import NEVER_QUANTIZED, ParameterSpec, packed_bytes
 from memplan.planner.formula.resident.states import FLOOR_PAGED, elements_of, optimizer_of, states
 from memplan.planner.formula.resident.tensors import WeightTensor, weight_tensors
 from memplan.planner.formula.rows import SymbolicRow
-from memplan.planner.formula.symbolic.expr import Expr, Sized, as_expr, ceil_div, product, symbol, total
+from memplan.planner.formula.symbolic.expr import Expr, product, symbol, total
 from memplan.planner.inputs import quantized
 from memplan.planner.inputs.checkpoint_formats import BITSANDBYTES
 from memplan.planner.inputs.companions import same_vocabulary, teacher_of
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.inputs.tasks import trained_head
-from memplan.planner.tables.dtypes import DTYPE_BITS, itemsize
+from memplan.planner.tables.dtypes import itemsize
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.optimizers import OPTIMIZERS
 from memplan.planner.tables.upcasts import PASSES, is_expert, upcast
 
 B, S = symbol("B"), symbol("S")
-__all__ = ["B", "NESTED_BLOCK", "R", "S", "ParameterTable", "ParameterSpec", "packed_bytes"]
+__all__ = ["B", "NESTED_BLOCK", "R", "S", "ParameterTable", "ParameterSpec"]
 IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 """What AdaLoRA keeps of each adapter tensor: its score, and the moving averages of score and uncertainty."""
 
@@ -346,10 +346,3 @@ def reference_of(table: ParameterTable) -> ParameterTable | None:
     adapter is switched off; None where no reference runs.
     """
     return base_only(table) if table.setup.reference == "base" else table.reference
-
-
-def packed_bytes(elements: Sized, dtype: str) -> Expr:
-    """Bytes of `elements` values, values of less than 8 bits packed."""
-    if DTYPE_BITS[dtype] < 8:
-        return ceil_div(as_expr(elements) * DTYPE_BITS[dtype], 8)
-    return as_expr(elements) * itemsize(dtype)

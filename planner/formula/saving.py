@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from memplan.planner.formula.forward.context import Device
 from memplan.planner.formula.forward.decoder import Guard
-from memplan.planner.formula.parameters import packed_bytes
+from memplan.planner.formula.resident.parameter_spec import packed_bytes
 from memplan.planner.formula.sharding.plan import ShardingPlan
 from memplan.planner.formula.step import Step
 from memplan.planner.formula.symbolic.expr import Expr, total

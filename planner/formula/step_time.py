@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from memplan.planner.formula.engine import rank_of, steady_bytes, symbolic
 from memplan.planner.formula.flops import step_cost
-from memplan.planner.formula.parameters import ParameterTable, packed_bytes
+from memplan.planner.formula.parameters import ParameterTable
+from memplan.planner.formula.resident.parameter_spec import packed_bytes
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.tables.errors import UsageError

@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from memplan.planner.formula.parameters import NESTED_BLOCK, ParameterTable, packed_bytes
+from memplan.planner.formula.parameters import NESTED_BLOCK, ParameterTable
 from memplan.planner.formula.replay.dora import DoraNorms
 from memplan.planner.formula.replay.events import Events
 from memplan.planner.formula.replay.experts import Experts, end_of
 from memplan.planner.formula.replay.optimizer import states
 from memplan.planner.formula.replay.orders import Each, each_of, in_order, natural
 from memplan.planner.formula.resident.loading import EXPERTS_APART
-from memplan.planner.formula.resident.parameter_spec import ParameterSpec
+from memplan.planner.formula.resident.parameter_spec import ParameterSpec, packed_bytes
 from memplan.planner.formula.resident.tensors import weight_tensors
 from memplan.planner.inputs.spec import Moe
 from memplan.planner.tables.dtypes import itemsize

@@ -8,11 +8,12 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 from memplan.planner.formula.forward.context import device_of
-from memplan.planner.formula.parameters import ParameterTable, packed_bytes
+from memplan.planner.formula.parameters import ParameterTable
 from memplan.planner.formula.replay.events import About, Events, NamedEvents
 from memplan.planner.formula.replay.load import MOST_LAYERS
 from memplan.planner.formula.replay.loaded import loaded
 from memplan.planner.formula.resident.loading import load_rows
+from memplan.planner.formula.resident.parameter_spec import packed_bytes
 from memplan.planner.formula.rows import SymbolicRow
 from memplan.planner.formula.symbolic.expr import Expr, as_expr, product
 from memplan.planner.inputs.setup import Setup

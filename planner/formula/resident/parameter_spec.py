@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from memplan.planner.formula.symbolic.expr import Expr, Sized, minimum, product
+from memplan.planner.formula.symbolic.expr import Expr, Sized, as_expr, ceil_div, minimum, product
+from memplan.planner.tables.dtypes import DTYPE_BITS, itemsize
 from memplan.planner.tables.low_rank import Projector
 
 # Model types whose linear layers are a subclass of nn.Linear (FalconLinear): transformers 5.23
@@ -46,3 +47,10 @@ class ParameterSpec:
         rows, columns = self.shape
         count = minimum(rows, columns) if count is None else count
         return (count, columns) if right else (rows, count)
+
+
+def packed_bytes(elements: Sized, dtype: str) -> Expr:
+    """Bytes of `elements` values, values of less than 8 bits packed."""
+    if DTYPE_BITS[dtype] < 8:
+        return ceil_div(as_expr(elements) * DTYPE_BITS[dtype], 8)
+    return as_expr(elements) * itemsize(dtype)

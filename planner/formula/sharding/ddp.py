@@ -12,10 +12,9 @@ from collections.abc import Iterable, Sequence
 from operator import itemgetter
 
 from memplan.planner.formula.forward.context import Context
-from memplan.planner.formula.parameters import packed_bytes
 from memplan.planner.formula.replay.events import Events
 from memplan.planner.formula.replay.orders import Each, in_order
-from memplan.planner.formula.resident.parameter_spec import ParameterSpec
+from memplan.planner.formula.resident.parameter_spec import ParameterSpec, packed_bytes
 from memplan.planner.formula.rows import SymbolicRow
 from memplan.planner.formula.sharding.plan import Bytes, Loading, ShardingPlan, StrategyHooks
 from memplan.planner.formula.symbolic.expr import product

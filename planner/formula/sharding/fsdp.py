@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from memplan.planner.formula.parameters import B, ParameterTable, packed_bytes
+from memplan.planner.formula.parameters import B, ParameterTable
 from memplan.planner.formula.replay.load_peak import load_candidates
 from memplan.planner.formula.resident.loading import batch_shapes, load_rows
-from memplan.planner.formula.resident.parameter_spec import ParameterSpec
+from memplan.planner.formula.resident.parameter_spec import ParameterSpec, packed_bytes
 from memplan.planner.formula.rows import SymbolicRow
 from memplan.planner.formula.sharding.plan import Loading, ShardingPlan, Whole, part
 from memplan.planner.formula.symbolic.expr import Expr, as_expr, ceil_div, product

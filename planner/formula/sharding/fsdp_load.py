@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from memplan.planner.formula.parameters import packed_bytes
 from memplan.planner.formula.replay.events import Events
 from memplan.planner.formula.replay.loaded import loaded
 from memplan.planner.formula.replay.orders import Each, in_order
+from memplan.planner.formula.resident.parameter_spec import packed_bytes
 from memplan.planner.formula.sharding.fsdp import EMBEDDING, LAYER, ROOT, TAIL, FsdpPlan
 
 Unit = list[Each]
