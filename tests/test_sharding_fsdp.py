@@ -398,3 +398,16 @@ def test_a_deep_model_costs_a_layer_more_each_time():
         assert [b - a for a, b in zip(totals[0], totals[1], strict=True)] == [
             b - a for a, b in zip(totals[1], totals[2], strict=True)
         ]
+
+
+def test_one_rank_after_another_finds_the_tensors_of_its_own_load():
+    """A load is kept for what is equal to it; a rank looks its tensors up by identity, one rank too."""
+    found = [
+        plan(
+            find("llama-3.2-1b").spec(),
+            resolve({"method": "qlora", "recipe": recipe, "parallel": "fsdp", "gpus": gpus}),
+        )
+        for recipe in ("hf", "trl", "axolotl")
+        for gpus in (1, 2)
+    ]
+    assert all(each.peak.reserved_bytes for each in found)

@@ -35,7 +35,7 @@ class _Source:
         if setup.vocabulary is not None:
             left_out.discard("gpu")  # its multiprocessors split the sums of a mean
         said = tuple(repr(value) for name, value in setup.values().items() if name not in left_out)
-        self.key = (id(table.spec), said, rank, id(table) if setup.gpus > 1 else 0)
+        self.key = (id(table.spec), said, rank, id(table) if setup.parallel != "none" else 0)
 
     def __hash__(self) -> int:
         return hash(self.key)
