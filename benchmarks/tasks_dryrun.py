@@ -137,8 +137,14 @@ LLAMAS: dict[str, tuple[tuple[str, str, int, int, bool], ...]] = {
         ("llama-3.2-1b", "lora", 4, 512, False),
         ("llama-3.1-8b", "lora", 2, 1024, True),
     ),
+    "dpo_whole": (
+        ("llama-3.2-1b", "lora", 2, 512, True),
+        ("llama-3.2-1b", "full", 1, 1024, False),
+        ("llama-3.2-1b", "full", 4, 256, True),
+        ("qwen2.5-0.5b", "qlora", 2, 512, True),
+    ),
 }
-"""Tasks that only these shapes are run of; torch 2.14."""
+"""Tasks that only these shapes are run of, prm with trl 1.0, dpo_whole with trl 1.9; torch 2.14."""
 
 SHAPES = (
     ("qwen2.5-0.5b", "lora", 4, 1024, True),
@@ -492,11 +498,12 @@ and their loss, beside what training sampled last, by the trace.
 ## Checked by dry runs
 
 Scripts that call the trainers as their documentation does, on PyTorch's CUDA build without a GPU
-([dry-run.md](dry-run.md)): torch 2.12 (pictures, videos and sounds: 2.14), transformers 5.24, peft 0.21, trl
-1.16, random weights (PPO: trl 1.12, since trl 1.13 has it no more). Peak allocated, and by how much
-predictions differ from it. Models are loaded on the GPU, as TRL's trainers do; a classifier that is
-loaded on the host first has its adapters between its weights, which moved one peak by 0.45 % (blocks are
-split in another order). `python benchmarks/tasks_dryrun.py --python CUDA_PYTHON` repeats it.
+([dry-run.md](dry-run.md)): torch 2.12 (pictures, videos and sounds: 2.14), transformers 5.24, peft 0.21,
+trl 1.16, random weights (PPO: trl 1.12, since trl 1.13 has it no more; `prm`: 1.0; `dpo_whole`: 1.9).
+Peak allocated, and by how much predictions differ from it. Models are loaded on the GPU, as TRL's
+trainers do; a classifier that is loaded on the host first has its adapters between its weights, which
+moved one peak by 0.45 % (blocks are split in another order). `python benchmarks/tasks_dryrun.py --python
+CUDA_PYTHON` repeats it.
 
 The formula's peak is the sum of its tensors. The allocator hands out blocks, which can be larger: a request
 of 19 MiB is served by a segment of 20 MiB, whose last MiB is not split off (c10/cuda/CUDACachingAllocator.cpp

@@ -39,6 +39,14 @@ trainer = NAMETrainer(
     peft_config=lora("CAUSAL_LM"))
 trainer.train()
 """
+DPO = """
+text = " a" * tokens
+trainer = DPOTrainer(
+    model=folder, args=DPOConfig(**common, max_length=tokens, model_init_kwargs={"dtype": "bfloat16"}),
+    train_dataset=Dataset.from_list([{"prompt": "a", "chosen": text, "rejected": text}] * 64),
+    processing_class=tokenizer, peft_config=lora("CAUSAL_LM"), **quantized)
+trainer.train()
+"""
 SAMPLED = """
 from trl import NAMEConfig, NAMETrainer
 completion, accumulation = map(int, sys.argv[6:8])
@@ -99,14 +107,8 @@ trainer = KTOTrainer(
     **quantized)
 trainer.train()
 """,
-    "dpo": """
-text = " a" * tokens
-trainer = DPOTrainer(
-    model=folder, args=DPOConfig(**common, max_length=tokens, model_init_kwargs={"dtype": "bfloat16"}),
-    train_dataset=Dataset.from_list([{"prompt": "a", "chosen": text, "rejected": text}] * 64),
-    processing_class=tokenizer, peft_config=lora("CAUSAL_LM"), **quantized)
-trainer.train()
-""",
+    "dpo": DPO,
+    "dpo_whole": DPO,
     "orpo": """
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 """
