@@ -173,9 +173,10 @@ JUDGED: dict[str, dict[str, str]] = {
         "how the model is wrapped": "fsdp_transformer_layer_cls_to_wrap",
         "random weights have the same size": "train_from_scratch",
         "details of something that is off, or reported where it is on": """
-            apollo_* badam_* fp8_* galore_* hyper_parallel_args kt_* module_dropout oft_*
+            badam_* fp8_* hyper_parallel_args kt_* module_dropout oft_*
             pissa_convert pissa_iter ref_model_* reward_model_*
         """,
+        "numbers of a projection": "apollo_* galore_*",
         "numbers of the loss": """
             asft_alpha dpo_label_smoothing eaft_alpha kto_* ld_alpha loraplus_* moe_aux_loss_coef
             ppo_* pref_* simpo_gamma
@@ -245,6 +246,7 @@ JUDGED: dict[str, dict[str, str]] = {
     },
     "swift": {  # ms-swift 4.6 arguments/, transformers 5.23 training_args.py
         "the optimizer's numbers, not its states": "warmup_ratio",
+        "details of something that is reported where it is on": "galore_*",
         "when it is evaluated, and saving and logging, are outside these steps": """
             eval_* hub_* include_inputs_for_metrics include_tokens_per_second jit_mode_eval log_*
             logging_* overwrite_output_dir past_index save_* trackio_*

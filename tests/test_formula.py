@@ -170,7 +170,7 @@ def test_depth_is_exact_however_layers_are_grouped() -> None:
         setup = resolve({"recipe": "raw", "sequence_length": 64, **fields})
         grouped = plan(read_config(config), setup)
         try:
-            decoder.compress = lambda sequence: [([layer], 1) for layer in sequence]
+            decoder.compress = lambda sequence, _: [([layer], 1) for layer in sequence]
             single = plan(read_config(config), setup)
         finally:
             decoder.compress = whole

@@ -82,7 +82,7 @@ def test_frames_and_tokens_are_the_models() -> None:
         ({"task": "sft"}, "use --task seq2seq"),
         ({"sequence_length": 2048}, "every sound is 200 frames"),
         ({"target_length": 49}, "the decoder has 48 positions"),
-        ({"images": ("1@10x10",)}, "no rule for pictures"),
+        ({"images": ("1@10x10",)}, "has no pictures, whose models read text or sounds"),
     ],
 )
 def test_what_a_speech_model_does_not_take(fields: dict[str, Any], said: str) -> None:

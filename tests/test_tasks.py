@@ -293,7 +293,7 @@ def test_sizes_are_symbols_for_pairs_too() -> None:
         ({"texts": 2}, "--task embed's"),
         ({"task": "embed", "texts": 1}, "use 2 or more"),
         ({"mini_batch": 2}, "of --task embed"),
-        ({"task": "grpo", "eval_batch": 8}, "whose evaluation samples too"),
+        ({"task": "distill", "teacher": "llama-7b", "eval_batch": 8}, "eval_batch 8 has no rule"),
         ({"task": "grpo", "gpus": 2, "parallel": "zero3"}, "leave it out for one GPU"),
         ({"num_labels": 0, "task": "classify"}, "num_labels is 0"),
     ],

@@ -58,7 +58,8 @@ class Buffer:
         tape.log.append((index, 1))
 
     def __del__(self) -> None:
-        self.tape.log.append((self.index, -1))
+        if hasattr(self, "index"):  # else an interrupt came before it was born
+            self.tape.log.append((self.index, -1))
 
     @property
     def info(self) -> Info:
