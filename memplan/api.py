@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from memplan.engines import ENGINES, compiled
 from memplan.names import setup_fields
-from memplan.planner.answers.bound import bound, nearest
 from memplan.planner.answers.parts import parts
 from memplan.planner.answers.verdict import close_calls, judge, not_modelled, withhold
 from memplan.planner.formula.sharding import refusals, strategies
@@ -161,14 +160,18 @@ def predict(model: Model, setup: Setup, engine: str | None = None) -> Prediction
     if engine not in ENGINES:
         raise UsageError(f"unknown engine '{engine}': expected {' or '.join(ENGINES)}")
     bounded = unknown or (engine == "formula" and refusals.lacks_a_rule(setup))
-    runs = nearest(model.config, setup) if bounded else None
+    runs = None
+    if bounded:
+        from memplan.planner.answers import bound  # what few setups need is imported for them
+
+        runs = bound.nearest(model.config, setup)
     refusals.refuse_sharding(setup, bounded=runs is not None)
     if engine == "trace":
         family = model.config.get("model_type") if unknown_family(model) else None
         refusals.refuse_tracing(runs or setup, family)
     prediction = compiled(model, setup) if unknown else ENGINES[engine](model, runs or setup)
     if runs is not None and not unknown:
-        prediction = bound(prediction, model.config, setup)
+        prediction = bound.bound(prediction, model.config, setup)
     found = (*unread(setup), *strategies.warnings(engine, setup), *newer_than_tested(engine))
     said = (
         model.note,

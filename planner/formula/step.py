@@ -19,14 +19,12 @@ from memplan.planner.formula.parameters import B, ParameterTable, S
 from memplan.planner.formula.resident.loading import batch_shapes, sampled_shapes
 from memplan.planner.formula.sharding.plan import ShardingPlan
 from memplan.planner.formula.symbolic.expr import Expr, const, minimum
-from memplan.planner.formula.tape.offload import Offload
 from memplan.planner.formula.tape.ops import add, cast, unary
 from memplan.planner.formula.tape.tape import Tape, Tensor
 from memplan.planner.inputs.tasks import read_at_once
 from memplan.planner.tables.components import Component
 from memplan.planner.tables.cublas import HELD, THREADS, workspace_name
 from memplan.planner.tables.methods import METHODS
-from memplan.planner.tables.offloaders import OFFLOADERS
 from memplan.planner.tables.tasks import TASKS
 
 __all__ = ["Guard", "Step", "run_step"]
@@ -58,6 +56,9 @@ class Step:
             batch = minimum(batch, self.setup.mini_batch)
         longer = (self.setup.virtual_tokens or 0) if self.setup.method == "prompt-tuning" else 0
         if self.setup.activation_offload != "none":
+            from memplan.planner.formula.tape.offload import Offload
+            from memplan.planner.tables.offloaders import OFFLOADERS
+
             self.tape.offload = Offload(self.tape, OFFLOADERS[self.setup.activation_offload])
         self.w = Context(self.tape, self.setup, parameter_table, device, batch, S + longer, guard.single, {})
         self.w.past = (self.setup.virtual_tokens or 0) if "prefix" in parameter_table.adapters else 0

@@ -4,7 +4,7 @@ device's facts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,8 +13,9 @@ from memplan.planner.formula.symbolic.expr import Expr, Sized
 from memplan.planner.formula.tape.ops import cast
 from memplan.planner.formula.tape.tape import Tape, Tensor
 from memplan.planner.inputs.setup import Setup
+from memplan.planner.inputs.spec import Linear
 from memplan.planner.tables.cublas import Release, workspace_bytes
-from memplan.planner.tables.fused_kernels import swapped
+from memplan.planner.tables.fused_kernels import LORA_METHODS, swapped
 from memplan.planner.tables.gpus import find_gpu
 from memplan.planner.tables.sdp import EFFICIENT_GQA, TORCH
 from memplan.planner.tables.torch_versions import release_of
@@ -97,6 +98,14 @@ class Context:
         self.kernels = swapped(spec.whole_type or spec.model_type, setup.fused_kernels)
         self.again: Callable[[], None] | None = None  # a loss's own backward, where it is not of one graph
         self.params: dict[tuple[int | None, str], Tensor] = {}
+
+    def fuses(self, kernel: str, layers: Sequence[Linear]) -> bool:
+        """Whether an axolotl kernel takes the place of these layers: all have an adapter that it multiplies,
+        and none has an 8-bit base.
+        """
+        adapters, setup = self.parameter_table.adapters, self.setup
+        asked = kernel in self.kernels and setup.method in LORA_METHODS and setup.quant_type != "int8"
+        return asked and all(layer.name in adapters for layer in layers)
 
     def weight(self, name: str) -> Tensor:
         """The parameter of that full name in the layer at hand; the same tensor each time."""

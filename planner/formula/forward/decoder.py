@@ -26,7 +26,6 @@ from memplan.planner.formula.tape.repeats import compress
 from memplan.planner.formula.tape.tape import Tensor
 from memplan.planner.inputs.spec import Layer, prefix_sizes
 from memplan.planner.tables.methods import METHODS
-from memplan.planner.tables.offloaders import STASH
 
 
 class Guard(NamedTuple):
@@ -277,7 +276,7 @@ class Decoder:
 
     def blocks(self) -> list[tuple[list[StepInterpreter], int]]:
         """The layers as blocks, each with how often it is repeated in a row."""
-        return compress(self._sequence(), 1 if self.t.offload is None else STASH + 1)
+        return compress(self._sequence(), 1 if self.t.offload is None else self.t.offload.period)
 
     def _sequence(self) -> list[StepInterpreter]:
         """Every layer with whether it is trained and checkpointed, windows that do not cut the sequence taken

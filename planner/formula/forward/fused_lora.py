@@ -15,17 +15,7 @@ from memplan.planner.formula.symbolic.expr import ceil_div
 from memplan.planner.formula.tape.ops import Grads, dropout
 from memplan.planner.formula.tape.tape import LORA, Node, Shape, Tape, Tensor
 from memplan.planner.inputs.spec import Linear
-from memplan.planner.tables.fused_kernels import LORA_METHODS
 from memplan.planner.tables.tasks import TASKS
-
-
-def fuses(w: Context, kernel: str, layers: Sequence[Linear]) -> bool:
-    """Whether a kernel takes the place of these layers: all have an adapter that it multiplies, and none has
-    an 8-bit base.
-    """
-    adapters = w.parameter_table.adapters
-    asked = kernel in w.kernels and w.setup.method in LORA_METHODS and w.setup.quant_type != "int8"
-    return asked and all(layer.name in adapters for layer in layers)
 
 
 class _Projection:

@@ -23,7 +23,6 @@ from memplan.planner.formula.forward.call_order import (
 from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.forward.eager import eager
 from memplan.planner.formula.forward.experts import mixture
-from memplan.planner.formula.forward.fused_lora import fuses, projections
 from memplan.planner.formula.forward.heads import Heads, cut_falcon, native_gqa
 from memplan.planner.formula.forward.linears import bottleneck, linear
 from memplan.planner.formula.forward.mlp import dense_mlp
@@ -86,7 +85,9 @@ def attention(
             repeated=w.past > 0 or w.cache is not None,
         )
         out, probabilities, local = attend(w, heads, q, k, v)
-    if fuses(w, "lora_o", spec.linears[-1:]):
+    if w.fuses("lora_o", spec.linears[-1:]):
+        from memplan.planner.formula.forward.fused_lora import projections
+
         (hidden,) = projections(w, spec.linears[-1:], out, prefix)
     else:
         hidden = linear(w, spec.linears[-1], out, prefix)
@@ -131,7 +132,9 @@ def _gqa(
         del fused
     else:
         first = projects_first(w)
-        if fuses(w, "lora_qkv", spec.linears[:3]):
+        if w.fuses("lora_qkv", spec.linears[:3]):
+            from memplan.planner.formula.forward.fused_lora import projections
+
             pieces = projections(w, spec.linears[:3], given, prefix)
         else:
             pieces = [linear(w, each, given, prefix) for each in spec.linears[:3]] if first else []

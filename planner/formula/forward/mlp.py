@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from memplan.planner.formula.forward import fused_lora
 from memplan.planner.formula.forward.activation_functions import activation
 from memplan.planner.formula.forward.context import Context
-from memplan.planner.formula.forward.fused_lora import fuses
 from memplan.planner.formula.forward.linears import bottleneck, linear
 from memplan.planner.formula.tape.fused_kernels import gated_product
 from memplan.planner.formula.tape.ops import mul, split
@@ -40,7 +38,9 @@ def dense_mlp(
         up_states = mul(t, up_states, act(w, gate), "gated")
         return linear(w, down, up_states, prefix)
     gate_proj, up_proj, down = mlp.linears
-    if fuses(w, "lora_mlp", mlp.linears):
+    if w.fuses("lora_mlp", mlp.linears):
+        from memplan.planner.formula.forward import fused_lora
+
         return fused_lora.mlp(w, mlp.linears, given, prefix)
     if fused:
         gate = linear(w, gate_proj, given, prefix)

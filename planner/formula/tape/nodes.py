@@ -58,8 +58,10 @@ class Buffer:
         tape.log.append((index, 1))
 
     def __del__(self) -> None:
-        if hasattr(self, "index"):  # else an interrupt came before it was born
+        try:
             self.tape.log.append((self.index, -1))
+        except AttributeError:  # an interrupt came before it was born
+            return
 
     @property
     def info(self) -> Info:

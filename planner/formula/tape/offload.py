@@ -31,6 +31,9 @@ class Moved:
 class Offload:
     """One step's hook. Numbers count every tensor that is saved, also those that stay."""
 
+    period = STASH + 1
+    """Layers after which a repeated one does what the one before did."""
+
     def __init__(self, tape: Any, row: Offloader) -> None:
         self.tape, self.row = tape, row
         self.active = True  # off where the output projection runs
