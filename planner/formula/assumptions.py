@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from memplan.planner.formula.parameters import ParameterTable
 from memplan.planner.formula.resident.parameter_spec import NEVER_QUANTIZED
 from memplan.planner.formula.sharding.strategies import wraps
-from memplan.planner.inputs import fused_kernels, quantized
+from memplan.planner.inputs import quantized
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec, Moe
 from memplan.planner.tables.dtypes import itemsize
@@ -102,7 +102,10 @@ def _applies(about: str, setup: Setup) -> bool:
 def warnings(spec: ModelSpec | None, setup: Setup, model_type: str = "") -> Iterator[str]:
     """What can surprise. `model_type`: of the model as its library has it, where `spec` does not say it."""
     whole = model_type or (spec.whole_type or spec.model_type if spec is not None else "")
-    yield from fused_kernels.warnings(whole, setup)
+    if setup.fused_kernels:
+        from memplan.planner.inputs import fused_kernels
+
+        yield from fused_kernels.warnings(whole, setup)
     if spec is not None and setup.quant_type != "none":
         if spec.model_type in NEVER_QUANTIZED:
             yield (

@@ -14,7 +14,6 @@ from memplan.planner.formula.program import SYMBOLS, Symbolic
 from memplan.planner.formula.replay.load import MOST_LAYERS
 from memplan.planner.formula.sharding.strategies import assumptions as sharing
 from memplan.planner.formula.sharding.strategies import wraps
-from memplan.planner.inputs import fused_kernels
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.inputs.tasks import headed
@@ -244,9 +243,18 @@ def plan(spec: ModelSpec, setup: Setup, *, replayed: bool = True) -> Prediction:
         survival=run,
         not_modelled=(
             *((spec.uncounted,) if spec.uncounted else ()),
-            *fused_kernels.uncounted(spec.whole_type or spec.model_type, setup),
+            *_of_kernels(spec, setup),
         ),
     )
+
+
+def _of_kernels(spec: ModelSpec, setup: Setup) -> tuple[str, ...]:
+    """Kernels that a setup asks for whose memory is not known."""
+    if not setup.fused_kernels:
+        return ()
+    from memplan.planner.inputs.fused_kernels import uncounted
+
+    return uncounted(spec.whole_type or spec.model_type, setup)
 
 
 def _of_saving(structure: Symbolic, named: dict[str, int]) -> dict[str, int]:

@@ -6,14 +6,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memplan.planner.inputs import sounds
 from memplan.planner.inputs.picture_sizes import Limits, Picture, has_tower, picture, rule_of
-from memplan.planner.inputs.video_sizes import FrameLimits, Seen, video, video_rule_of
 from memplan.planner.tables.errors import UsageError, shown
 from memplan.planner.tables.pictures import USUAL, USUAL_VIDEO, WITH_PICTURES, WITHOUT
-from memplan.planner.tables.videos import VIDEOS
+
+if TYPE_CHECKING:
+    from memplan.planner.inputs.video_sizes import Seen
 
 NONE = "none"
 _WRITTEN = re.compile(
@@ -28,9 +29,11 @@ def read_sizes(written: tuple[str, ...]) -> list[Seen]:
     """Each picture and video of one example, from N@WxH and N@WxHxFRAMES or N@WxHxSECONDSs, where N@ is 1@ if
     left out; nothing for `none`. UsageError.
     """
+    if not written or written == (NONE,):
+        return []
+    from memplan.planner.inputs.video_sizes import Seen
+
     sizes: list[Seen] = []
-    if written == (NONE,):
-        return sizes
     for each in written:
         found = _WRITTEN.fullmatch(each)
         if found is None:
@@ -57,6 +60,8 @@ def pictures_of(config: Mapping[str, Any], setup: Any) -> list[Picture]:
     sizes = read_sizes(setup.images)
     if not sizes:
         return []
+    from memplan.planner.inputs.video_sizes import FrameLimits, video
+
     rule = rule_of(config)
     for name, allowed in _ALLOWED.items():
         if getattr(setup, name) is not None and rule.arithmetic not in allowed:
@@ -78,6 +83,8 @@ def pictures_of(config: Mapping[str, Any], setup: Any) -> list[Picture]:
 
 def _together(config: Mapping[str, Any], made: list[Picture]) -> None:
     """Raises UsageError where one row cannot have both."""
+    from memplan.planner.inputs.video_sizes import video_rule_of
+
     lengths = {each.frames for each in made}
     if len(lengths) > 1 and any(lengths) and not video_rule_of(config).apart:
         raise UsageError(
@@ -182,6 +189,9 @@ def uncounted(config: Mapping[str, Any], setup: Any) -> tuple[str, ...]:
 
 def _video_like(config: Mapping[str, Any]) -> str:
     """How many tokens a usual video is, "" where the model has no rule for videos."""
+    from memplan.planner.inputs.video_sizes import video
+    from memplan.planner.tables.videos import VIDEOS
+
     if config.get("model_type") not in VIDEOS:
         return ""
     (seen,) = read_sizes((USUAL_VIDEO,))
@@ -195,6 +205,8 @@ def said_of(config: Mapping[str, Any], setup: Any) -> str:
     made = pictures_of(config, setup)
     if not made:
         return ""
+    from memplan.planner.inputs.video_sizes import video_rule_of
+
     tokens, markers = sum(each.tokens for each in made), sum(each.markers for each in made)
     beside = setup.sequence_length - tokens - markers
     sources = {video_rule_of(config).source if each.frames else rule_of(config).source for each in made}

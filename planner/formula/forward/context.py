@@ -15,7 +15,6 @@ from memplan.planner.formula.tape.tape import Tape, Tensor
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import Linear
 from memplan.planner.tables.cublas import Release, workspace_bytes
-from memplan.planner.tables.fused_kernels import LORA_METHODS, swapped
 from memplan.planner.tables.gpus import find_gpu
 from memplan.planner.tables.sdp import EFFICIENT_GQA, TORCH
 from memplan.planner.tables.torch_versions import release_of
@@ -94,8 +93,12 @@ class Context:
         self.join: Callable[[int, list[Tensor]], list[Tensor]] | None = (
             None  # a layer's keys and values behind those
         )
-        spec = parameter_table.spec
-        self.kernels = swapped(spec.whole_type or spec.model_type, setup.fused_kernels)
+        self.kernels: frozenset[str] = frozenset()  # those that take the place of the model's operations
+        if setup.fused_kernels:
+            from memplan.planner.tables.fused_kernels import swapped
+
+            spec = parameter_table.spec
+            self.kernels = swapped(spec.whole_type or spec.model_type, setup.fused_kernels)
         self.again: Callable[[], None] | None = None  # a loss's own backward, where it is not of one graph
         self.params: dict[tuple[int | None, str], Tensor] = {}
 
@@ -103,9 +106,13 @@ class Context:
         """Whether an axolotl kernel takes the place of these layers: all have an adapter that it multiplies,
         and none has an 8-bit base.
         """
+        if kernel not in self.kernels:
+            return False
+        from memplan.planner.tables.fused_kernels import LORA_METHODS
+
         adapters, setup = self.parameter_table.adapters, self.setup
-        asked = kernel in self.kernels and setup.method in LORA_METHODS and setup.quant_type != "int8"
-        return asked and all(layer.name in adapters for layer in layers)
+        known = setup.method in LORA_METHODS and setup.quant_type != "int8"
+        return known and all(layer.name in adapters for layer in layers)
 
     def weight(self, name: str) -> Tensor:
         """The parameter of that full name in the layer at hand; the same tensor each time."""

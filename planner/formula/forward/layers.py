@@ -29,7 +29,6 @@ from memplan.planner.formula.forward.mlp import dense_mlp
 from memplan.planner.formula.forward.norms import norm
 from memplan.planner.formula.forward.rotary import joined, rotate
 from memplan.planner.formula.symbolic.expr import product
-from memplan.planner.formula.tape.fused_kernels import rotated
 from memplan.planner.formula.tape.ops import Grads, add, add_in_place, concatenate, dropout, split, unary
 from memplan.planner.formula.tape.tape import Node, Tape, Tensor
 from memplan.planner.inputs.spec import Attention, Layer, Mlp, Norm
@@ -167,6 +166,8 @@ def _gqa(
     q, k, v = made
     del made
     if kernel and tables is not None and rotates:
+        from memplan.planner.formula.tape.fused_kernels import rotated
+
         split_or_normed = len(spec.linears) == 2 or by_norm
         expanded = spec.kv_heads not in (1, a) and not native_gqa(w, spec, w.masks[spec.window])
         q = rotated(t, q, tables, split_or_normed, by_head)

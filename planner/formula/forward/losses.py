@@ -12,7 +12,6 @@ from contextlib import nullcontext
 from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.forward.linears import linear
 from memplan.planner.formula.symbolic.expr import as_expr
-from memplan.planner.formula.tape.fused_kernels import cross_entropy
 from memplan.planner.formula.tape.ops import Grads, cast, unary
 from memplan.planner.formula.tape.tape import Node, Tape, Tensor
 
@@ -54,6 +53,8 @@ def causal_loss(w: Context, logits: Tensor) -> Tensor:
         shifted = t.alloc("shifted labels", (w.batch, w.sequence), "int64", "labels moved by one")
         wide = cast(t, logits, "float32", "fp32 logits")
         if "cross_entropy" in w.kernels:
+            from memplan.planner.formula.tape.fused_kernels import cross_entropy
+
             return cross_entropy(t, wide, shifted)
         return log_likelihood(w, wide, shifted)
 

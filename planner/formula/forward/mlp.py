@@ -5,7 +5,6 @@ from __future__ import annotations
 from memplan.planner.formula.forward.activation_functions import activation
 from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.forward.linears import bottleneck, linear
-from memplan.planner.formula.tape.fused_kernels import gated_product
 from memplan.planner.formula.tape.ops import mul, split
 from memplan.planner.formula.tape.tape import Tensor
 from memplan.planner.inputs.spec import Mlp
@@ -34,6 +33,8 @@ def dense_mlp(
         gate, up_states = split(t, states, (shape, shape))
         del states
         if fused:
+            from memplan.planner.formula.tape.fused_kernels import gated_product
+
             return linear(w, down, gated_product(t, gate, up_states, copies=True), prefix)
         up_states = mul(t, up_states, act(w, gate), "gated")
         return linear(w, down, up_states, prefix)
@@ -43,6 +44,8 @@ def dense_mlp(
 
         return fused_lora.mlp(w, mlp.linears, given, prefix)
     if fused:
+        from memplan.planner.formula.tape.fused_kernels import gated_product
+
         gate = linear(w, gate_proj, given, prefix)
         up_states = linear(w, up_proj, given, prefix)
         product = gated_product(t, gate, up_states, copies=False)

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from memplan.planner.formula.forward.context import Context
-from memplan.planner.formula.tape.fused_kernels import rms_norm
 from memplan.planner.formula.tape.layers import layer_norm
 from memplan.planner.formula.tape.ops import add, cast, mean, mul, unary
 from memplan.planner.formula.tape.tape import Tensor
 from memplan.planner.inputs.spec import Norm
-from memplan.planner.tables.fused_kernels import LIGER, multiprocessors
 
 
 def norm(w: Context, spec: Norm, given: Tensor, prefix: str = "", by_head: bool = False) -> Tensor:
@@ -21,6 +19,9 @@ def norm(w: Context, spec: Norm, given: Tensor, prefix: str = "", by_head: bool 
     bias = w.weight(f"{prefix}{spec.name}.bias") if spec.bias else None
     with w.t.inside(f"{prefix}{spec.name.rpartition('.')[2]} "):
         if "rms_norm" in w.kernels and spec.kind == "rms" and weight is not None:
+            from memplan.planner.formula.tape.fused_kernels import rms_norm
+            from memplan.planner.tables.fused_kernels import LIGER, multiprocessors
+
             row, rows = LIGER[w.parameter_table.spec.model_type], multiprocessors(w.setup.gpu)
             return rms_norm(w.t, given, weight, row.in_place, rows, by_head, by_head and "rope" in w.kernels)
         return STYLES[spec.kind, spec.style](w, given, weight, bias)
