@@ -18,7 +18,7 @@ from memplan.planner.formula.optimizer_step import in_backward, optimizer_step
 from memplan.planner.formula.parameters import B, ParameterTable, S
 from memplan.planner.formula.resident.loading import batch_shapes, sampled_shapes
 from memplan.planner.formula.sharding.plan import ShardingPlan
-from memplan.planner.formula.symbolic.expr import Expr, const, minimum
+from memplan.planner.formula.symbolic.expr import const, minimum
 from memplan.planner.formula.tape.ops import add, cast, unary
 from memplan.planner.formula.tape.tape import Tape, Tensor
 from memplan.planner.inputs.tasks import read_at_once
@@ -50,16 +50,14 @@ class Step:
         self.tape = Tape()
         self.tape.fused_dropout = device.kind == "cuda"
         self.tape.training = METHODS[self.setup.method].trains != "nothing"
-        batch: Expr = const(1) if guard.single else read_at_once(self.setup) * B
-        self.batch = batch
+        batch = self.batch = const(1) if guard.single else read_at_once(self.setup) * B
         if self.setup.mini_batch is not None:
             batch = minimum(batch, self.setup.mini_batch)
         longer = (self.setup.virtual_tokens or 0) if self.setup.method == "prompt-tuning" else 0
         if self.setup.activation_offload != "none":
             from memplan.planner.formula.tape.offload import Offload
-            from memplan.planner.tables.offloaders import OFFLOADERS
 
-            self.tape.offload = Offload(self.tape, OFFLOADERS[self.setup.activation_offload])
+            self.tape.offload = Offload(self.tape, self.setup.activation_offload)
         self.w = Context(self.tape, self.setup, parameter_table, device, batch, S + longer, guard.single, {})
         self.w.past = (self.setup.virtual_tokens or 0) if "prefix" in parameter_table.adapters else 0
         if not TASKS[self.setup.task].prepared:

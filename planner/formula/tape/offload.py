@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from memplan.planner.formula.tape.nodes import Buffer, Tensor, mark_saved
-from memplan.planner.tables.offloaders import SMALLEST, STASH, Offloader
+from memplan.planner.tables.offloaders import OFFLOADERS, SMALLEST, STASH
 
 VIEWS = ("flash attention", "efficient attention", "cudnn attention")
 """Operations whose saved 4-D tensors are transposed views: a contiguous copy of each is sent."""
@@ -34,8 +34,8 @@ class Offload:
     period = STASH + 1
     """Layers after which a repeated one does what the one before did."""
 
-    def __init__(self, tape: Any, row: Offloader) -> None:
-        self.tape, self.row = tape, row
+    def __init__(self, tape: Any, kind: str) -> None:
+        self.tape, self.row = tape, OFFLOADERS[kind]
         self.active = True  # off where the output projection runs
         self.number = 0
         self.stash: dict[int, Buffer] = {}  # under way to the host
