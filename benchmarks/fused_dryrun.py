@@ -7,15 +7,14 @@ datasets, triton and liger-kernel; nothing here runs on a GPU.
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
+from script_runs import HEADER, bytes_of, command, error, summary, table
 from tasks_scripts import HEAD
 
 from memplan.planner.formula.engine import plan, replay_of
@@ -131,7 +130,7 @@ def dry_run(case: Case, python: str) -> dict[str, int]:
         words = ("python", str(folder / "train.py"), name, case.method, *sizes)
         request = Rehearsal(words, find_gpu(case.gpu), python=python, random_weights=True)
         found = rehearse(request).observation
-    return {"allocated_bytes": found.allocated_bytes, "reserved_bytes": found.reserved_bytes}
+    return bytes_of(found)
 
 
 def predictions(case: Case) -> dict[str, dict[str, int]]:
@@ -144,10 +143,7 @@ def predictions(case: Case) -> dict[str, dict[str, int]]:
         "without": trace(model.config, case.setup(fused=False)),
         "formula": plan(model.spec(), setup),
     }
-    found = {
-        name: {"allocated_bytes": p.peak.allocated_bytes, "reserved_bytes": p.peak.reserved_bytes}
-        for name, p in made.items()
-    }
+    found = {name: bytes_of(p.peak) for name, p in made.items()}
     blocks = replay_of(model.spec(), setup)
     assert blocks is not None
     return found | {"blocks": {"allocated_bytes": blocks.step_allocated_bytes}}
@@ -194,26 +190,7 @@ axolotl itself is among them.
 {runs} runs. Allocated, trace: median {trace_median:.2%}, worst {trace_worst:.2%}; formula: median
 {formula_median:.2%}, worst {formula_worst:.2%}. None is a GPU measurement.
 """
-HEADER = (
-    "script",
-    "model",
-    "method",
-    "micro-batch x tokens",
-    "checkpoints",
-    "GPU",
-    "dry run, MiB",
-    "trace",
-    "formula",
-    "its blocks",
-    "reserved: trace",
-    "formula",
-    "without",
-)
-
-
-def error(entry: dict[str, Any], engine: str, what: str = "allocated_bytes") -> float:
-    """By how much an engine differs from the dry run, as a fraction."""
-    return float(entry[engine][what] / entry["dry_run"][what] - 1)
+COLUMNS = ("script", *HEADER, "without")
 
 
 def page(kept: dict[str, Any]) -> str:
@@ -233,45 +210,15 @@ def page(kept: dict[str, Any]) -> str:
             *(f"{error(entry, engine, 'reserved_bytes'):+.2%}" for engine in ("trace", "formula")),
             f"{error(entry, 'without'):+.1%}",
         )
-        rows.append(f"| {' | '.join(cells)} |")
-    off = {
-        engine: [abs(error(kept[case.label], engine)) for case in judged] for engine in ("trace", "formula")
-    }
+        rows.append(cells)
     return PAGE.format(
         kernels="\n".join(f"| `{name}` | {what} |" for name, what in FUSED_KERNELS.items()),
         families=", ".join(f"`{name}`" for name in LIGER),
         patched=", ".join(f"`{name}`" for name in PATCHED),
-        header=f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}",
-        rows="\n".join(rows),
-        runs=len(rows),
-        **{f"{engine}_median": median(values) for engine, values in off.items()},
-        **{f"{engine}_worst": max(values) for engine, values in off.items()},
+        **table(COLUMNS, rows),
+        **summary(kept[case.label] for case in judged),
     )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--python", help="an interpreter with a CUDA build of torch")
-    parser.add_argument("--page", action="store_true", help="write docs/fused-kernels.md to standard output")
-    parser.add_argument("--only", default="", help="cases whose name has this in it")
-    parser.add_argument("--again", action="store_true", help="predict anew what is known")
-    arguments = parser.parse_args()
-    kept: dict[str, Any] = json.loads(KEPT.read_text()) if KEPT.exists() else {}
-    if arguments.page:
-        print(page(kept), end="")
-        return
-    for case in cases():
-        known = kept.get(case.label, {})
-        if arguments.only not in case.label or ("formula" in known and not arguments.again):
-            continue
-        seen = known.get("dry_run") or dry_run(case, arguments.python)
-        kept[case.label] = {"dry_run": seen, **predictions(case)}
-        KEPT.write_text(json.dumps(kept, indent=1) + "\n")
-        off = (f"{name} {error(kept[case.label], name):+.3%}" for name in ("trace", "formula", "blocks"))
-        print(case.label, *off, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__, KEPT, cases, dry_run, predictions, page)

@@ -9,17 +9,16 @@ and torchvision and num2words for videos.
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import vision_scripts
 import vision_tasks
+from script_runs import HEADER, bytes_of, command, error, summary, table
 from tasks_scripts import CONFIGS, HEAD, SCRIPTS
 
 from memplan.planner.formula.engine import plan, replay_of
@@ -277,7 +276,7 @@ def dry_run(case: Case, python: str) -> dict[str, int]:
         words = ("python", str(folder / "train.py"), name, case.method, *sizes, *case.words)
         request = Rehearsal(words, find_gpu(case.gpu), python=python, random_weights=True)
         found = rehearse(request).observation
-    return {"allocated_bytes": found.allocated_bytes, "reserved_bytes": found.reserved_bytes}
+    return bytes_of(found)
 
 
 def predictions(case: Case) -> dict[str, dict[str, int]]:
@@ -290,7 +289,7 @@ def predictions(case: Case) -> dict[str, dict[str, int]]:
         made = trace(config, setup)
         return dict.fromkeys(
             ("trace", "formula"),
-            {"allocated_bytes": made.peak.allocated_bytes, "reserved_bytes": made.peak.reserved_bytes},
+            bytes_of(made.peak),
         )
     if case.model in CONFIGS or lacking(find(case.model).spec(), setup):
         made = Compiled(config, setup).at((case.batch, case.tokens), case.model)
@@ -298,10 +297,9 @@ def predictions(case: Case) -> dict[str, dict[str, int]]:
         spec = find(case.model).spec()
         made, blocks = plan(spec, setup), replay_of(spec, setup)
     found = {"trace": trace(config, setup), "formula": made}
-    return {
-        name: {"allocated_bytes": p.peak.allocated_bytes, "reserved_bytes": p.peak.reserved_bytes}
-        for name, p in found.items()
-    } | ({} if blocks is None else {"blocks": {"allocated_bytes": blocks.step_allocated_bytes}})
+    return {name: bytes_of(p.peak) for name, p in found.items()} | (
+        {} if blocks is None else {"blocks": {"allocated_bytes": blocks.step_allocated_bytes}}
+    )
 
 
 PAGE = """# Tasks: what is trained, and how well it is predicted
@@ -319,6 +317,12 @@ compares with: the model with its adapter switched off (the default with adapter
 without), or log-probabilities that came with the data. `mlm` and `seq2seq` train a class that transformers
 lists for them (BERT, T5): others are refused. `--set target_length=N` is the length of the decoder's rows
 (the encoder's where it is left out). Not counted: `token_type_ids`, 8 bytes a token.
+
+DPO exists three times, because its memory differs three times: `dpo` is TRL's since 1.15, which folds logits
+in tiles; `dpo_whole` is TRL's before 1.13 and axolotl's (`rl: dpo`), whose whole logits of both models live
+until the metrics are there, beside a copy for their entropy; `dpo_logits` is torchtune's and LLaMA-Factory's.
+TRL 1.13 and 1.14 are in none of them. `asft` is LLaMA-Factory's `use_asft_loss`, full fine-tuning beside a
+frozen copy of the model.
 
 ## Sampling
 
@@ -533,25 +537,7 @@ token 0 a word there: as padding, which is left out of a text, completions were 
 {runs} runs. Allocated, trace: median {trace_median:.2%}, worst {trace_worst:.2%}; formula: median
 {formula_median:.2%}, worst {formula_worst:.2%}. None is a GPU measurement.
 """
-HEADER = (
-    "task",
-    "model",
-    "method",
-    "micro-batch x tokens",
-    "checkpoints",
-    "GPU",
-    "dry run, MiB",
-    "trace",
-    "formula",
-    "its blocks",
-    "reserved: trace",
-    "formula",
-)
-
-
-def error(entry: dict[str, Any], engine: str, what: str = "allocated_bytes") -> float:
-    """By how much an engine differs from the dry run, as a fraction."""
-    return float(entry[engine][what] / entry["dry_run"][what] - 1)
+COLUMNS = ("task", *HEADER)
 
 
 def of_step(case: Case) -> str:
@@ -582,58 +568,24 @@ def page(kept: dict[str, Any]) -> str:
             f"{error(entry, 'trace', 'reserved_bytes'):+.2%}",
             f"{error(entry, 'formula', 'reserved_bytes'):+.2%}",
         )
-        rows.append(f"| {' | '.join(cells)} |")
+        rows.append(cells)
     tasks = [
         f"| `{t.name}` | {t.rows} | {t.head} | {'yes' if t.reference else 'no'} | {t.source} |"
         for t in TASKS.values()
         if not t.lacks
     ]
-    off = {
-        engine: [abs(error(kept[case.label], engine)) for case in judged(kept)]
-        for engine in ("trace", "formula")
-    }
     return PAGE.format(
         tasks="\n".join(tasks),
         beside=vision_scripts.section(),
-        header=f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}",
-        rows="\n".join(rows),
-        runs=len(rows),
+        **table(COLUMNS, rows),
         sampled=max(
             abs(error(kept[case.label], "blocks"))
             for case in judged(kept)
             if case.sampled and "blocks" in kept[case.label]
         ),
-        **{f"{engine}_median": median(values) for engine, values in off.items()},
-        **{f"{engine}_worst": max(values) for engine, values in off.items()},
+        **summary(kept[case.label] for case in judged(kept)),
     )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--python", help="an interpreter with a CUDA build of torch")
-    parser.add_argument("--only", default="", help="cases whose label contains this")
-    parser.add_argument("--again", action="store_true", help="predict again what was dry-run already")
-    parser.add_argument("--page", action="store_true", help="print docs/tasks.md")
-    arguments = parser.parse_args()
-    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
-    if arguments.page:
-        print(page(kept), end="")
-        return
-    for case in cases():
-        if arguments.only not in case.label or (
-            "formula" in kept.get(case.label, ()) and not arguments.again
-        ):
-            continue
-        seen = kept.get(case.label, {}).get("dry_run") or dry_run(case, arguments.python)
-        kept[case.label] = {"dry_run": seen}
-        KEPT.write_text(json.dumps(kept, indent=1) + "\n")
-        kept[case.label] |= predictions(case)
-        KEPT.write_text(json.dumps(kept, indent=1) + "\n")
-        off = (f"{name} {error(kept[case.label], name):+.3%}" for name in ("trace", "formula"))
-        print(case.label, *off, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__, KEPT, cases, dry_run, predictions, page)

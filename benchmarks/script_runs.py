@@ -1,0 +1,91 @@
+"""What the benchmarks of dry-run scripts share: their file of results, the columns of their pages and their
+command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+HEADER = (
+    "model",
+    "method",
+    "micro-batch x tokens",
+    "checkpoints",
+    "GPU",
+    "dry run, MiB",
+    "trace",
+    "formula",
+    "its blocks",
+    "reserved: trace",
+    "formula",
+)
+"""Columns behind the first."""
+
+Bytes = dict[str, int]
+
+
+def bytes_of(found: Any) -> Bytes:
+    """Peak allocated and reserved bytes, of an observation or of a prediction's peak."""
+    return {"allocated_bytes": found.allocated_bytes, "reserved_bytes": found.reserved_bytes}
+
+
+def error(entry: dict[str, Any], engine: str, what: str = "allocated_bytes") -> float:
+    """By how much an engine differs from the dry run, as a fraction."""
+    return float(entry[engine][what] / entry["dry_run"][what] - 1)
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> dict[str, str]:
+    """A page's fields `header` and `rows`."""
+    names = tuple(header)
+    lines = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+    return {"header": f"| {' | '.join(names)} |\n|{'---|' * len(names)}", "rows": lines}
+
+
+def summary(entries: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """A page's fields `runs`, and median and worst of what is allocated by each engine."""
+    known = list(entries)
+    off = {engine: [abs(error(entry, engine)) for entry in known] for engine in ("trace", "formula")}
+    return {
+        "runs": len(known),
+        **{f"{engine}_median": median(values) for engine, values in off.items()},
+        **{f"{engine}_worst": max(values) for engine, values in off.items()},
+    }
+
+
+def command(
+    description: str | None,
+    kept_in: Path,
+    cases: Callable[[], Iterator[Any]],
+    dry_run: Callable[[Any, str], Bytes],
+    predictions: Callable[[Any], dict[str, Bytes]],
+    page: Callable[[dict[str, Any]], str],
+) -> None:
+    """`--page` prints the page; else what is not known yet is dry-run and predicted, and kept run by run."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--python", help="an interpreter with a CUDA build of torch")
+    parser.add_argument("--only", default="", help="cases whose label contains this")
+    parser.add_argument("--again", action="store_true", help="predict again what was dry-run already")
+    parser.add_argument("--page", action="store_true", help="print the page")
+    arguments = parser.parse_args()
+    kept: dict[str, Any] = json.loads(kept_in.read_text()) if kept_in.exists() else {}
+    if arguments.page:
+        print(page(kept), end="")
+        return
+    for case in cases():
+        known = kept.get(case.label, {})
+        if arguments.only not in case.label or ("formula" in known and not arguments.again):
+            continue
+        seen = known.get("dry_run") or dry_run(case, arguments.python)
+        kept[case.label] = {"dry_run": seen}
+        kept_in.write_text(json.dumps(kept, indent=1) + "\n")
+        kept[case.label] |= predictions(case)
+        kept_in.write_text(json.dumps(kept, indent=1) + "\n")
+        off = (f"{name} {error(kept[case.label], name):+.3%}" for name in ("trace", "formula"))
+        print(case.label, *off, flush=True)
