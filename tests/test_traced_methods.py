@@ -63,14 +63,17 @@ def test_the_trace_answers(method: str, fields: dict[str, Any], trained: int) ->
     [
         ({"method": "full", "layers_to_transform": "1"}, "use --method lora"),
         ({"method": "lora", "layers_to_transform": "x"}, "numbers of layers from 0, such as 0,1,2 or 8-15"),
-        ({"method": "lora", "trained_parameters": "lm_head"}, "method 'lora' says what it trains"),
+        (
+            {"method": "lora", "trained_parameters": "lm_head"},
+            "applies to full fine-tuning only, not to method 'lora'",
+        ),
         (
             {"method": "dora", "target_parameters": "experts.down_proj"},
-            "adapts modules alone: use --method lora",
+            "adapts modules only: use --method lora",
         ),
         (
             {"method": "lora", "target_parameters": "experts.down_proj", "dropout": 0.1},
-            "contradicts dropout 0.1, which modules alone have",
+            "dropout 0.1: PEFT has dropout for modules only",
         ),
         (
             {"method": "qlora", "target_parameters": "experts.down_proj", "quantize_experts": True},

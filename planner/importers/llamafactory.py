@@ -201,9 +201,8 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     lacks |= {key: PICTURES for name, key in shown.items() if name in facts}
     if facts.get("_asft") and facts.get("_type") == "full":
         facts["task"] = "asft"
-    elif facts.get(
-        "_asft"
-    ):  # 0.9.5 train/trainer_utils.py create_ref_model: none for adapters, which then fails
+    elif facts.get("_asft"):
+        # 0.9.5 train/trainer_utils.py create_ref_model: none for adapters, which then fails
         lacks["use_asft_loss"] = "LLaMA-Factory makes a reference model for full fine-tuning alone"
     facts["_lacks"] = {**lacks, **facts.get("_lacks", {})}
     facts.setdefault("_checkpointing", not facts.get("_no_checkpointing", False))

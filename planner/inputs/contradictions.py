@@ -46,15 +46,15 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
         ),
         (
             bool(s.target_parameters) and "target_parameters" not in method.reads,
-            f"target_parameters: method '{s.method}' adapts modules alone: use --method lora",
+            f"target_parameters: method '{s.method}' adapts modules only: use --method lora",
         ),
         (
             bool(s.target_parameters) and s.dropout > 0,
-            f"target_parameters contradicts dropout {s.dropout}, which modules alone have: set dropout to 0",
+            f"target_parameters with dropout {s.dropout}: PEFT has dropout for modules only; set dropout to 0",
         ),
         (
             bool(s.trained_parameters) and method.trains != "all",
-            f"trained_parameters are those of full fine-tuning: method '{s.method}' says what it trains",
+            f"trained_parameters applies to full fine-tuning only, not to method '{s.method}': leave it out",
         ),
         (
             s.gpus > 1 and s.parallel == "none",

@@ -161,8 +161,8 @@ TASKS: dict[str, Task] = _table(
     ),
     Task(
         name="dpo_whole",
-        summary="as dpo, from whole logits, which live until the metrics are there: TRL before 1.13, which axolotl "
-        "pins",
+        summary="DPO as TRL before 1.13 computes it, and axolotl: the whole logits of both models are kept until "
+        "the metrics are computed",
         source="trl 1.9 trainer/dpo_trainer.py DPOTrainer._compute_loss, trainer/utils.py selective_log_softmax, "
         "entropy_from_logits; axolotl 0.19 core/trainers/dpo/trainer.py",
         rows=2,
