@@ -50,7 +50,7 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
         ),
         (
             bool(s.target_parameters) and s.dropout > 0,
-            f"target_parameters with dropout {s.dropout}: PEFT has dropout for modules only; set dropout to 0",
+            f"target_parameters with dropout {s.dropout}: PEFT has dropout for modules only; set it to 0",
         ),
         (
             bool(s.trained_parameters) and method.trains != "all",
