@@ -38,6 +38,7 @@ STEPS = 3  # DDP makes its buckets again in the second
 GPU = "a100-80gb"
 LOOPS = {"raw": "rank_loop.py", "hf": "rank_trainer.py"}
 LIBRARIES = ("transformers", "peft", "bitsandbytes", "accelerate")
+FSDP1_FROM = 48  # the number of the first case of FSDP1
 Document = dict[str, Any]
 
 
@@ -65,7 +66,9 @@ def config(rng: random.Random) -> Document:
 def case(seed: int, number: int) -> tuple[Document, Document]:
     """Case `number` of a seed: (the model's config, the setup's fields)."""
     rng = random.Random(f"{seed}-{number}-ranks")
-    parallel, recipe = (("fsdp", "hf"), ("fsdp", "raw"), ("ddp", "hf"), ("ddp", "raw"))[number % 4]
+    version = 1 if number >= FSDP1_FROM else 2
+    kinds = (("fsdp", "hf"), ("fsdp", "raw"), ("ddp", "hf"), ("ddp", "raw"))
+    parallel, recipe = kinds[number % (4 if version == 2 else 2)]
     method = rng.choice(("full", "lora", "qlora"))
     fields: Document = {
         "parallel": parallel,
@@ -83,7 +86,11 @@ def case(seed: int, number: int) -> tuple[Document, Document]:
         fields["rank"] = rng.choice((8, 16, 64))
     if parallel == "fsdp":
         fields["reshard_after_forward"] = rng.random() < 0.75
-        if method != "full" and (recipe == "raw" or method == "qlora"):
+        if version == 1:
+            fields["fsdp_version"] = 1
+            fields["use_orig_params"] = rng.random() < 0.5
+            fields["backward_prefetch"] = rng.choice(("none", "pre", "post"))
+        if method != "full" and (recipe == "raw" or (method == "qlora" and version == 2)):
             fields["adapter_dtype"] = "bfloat16"  # the parameters that a unit gathers have one dtype
         if method == "qlora":
             fields |= {"quant_storage": "bfloat16", "kbit_prepare": False}
@@ -133,10 +140,11 @@ def error(record: Mapping[str, Any]) -> float:
 
 def kind(record: Mapping[str, Any]) -> tuple[str, str]:
     """What a row of the table has in common."""
-    return record["fields"]["parallel"], record["fields"]["recipe"]
+    fields = record["fields"]
+    return f"{fields['parallel']}{fields.get('fsdp_version', '')}", fields["recipe"]
 
 
-NAMES = {"ddp": "DDP", "fsdp": "FSDP2", "raw": "a plain loop", "hf": "transformers' Trainer"}
+NAMES = {"ddp": "DDP", "fsdp": "FSDP2", "fsdp1": "FSDP1", "raw": "a plain loop", "hf": "transformers' Trainer"}
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> str:

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from memplan.planner.formula.sharding.strategies import flattens
 from memplan.planner.inputs import quantized
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.tasks import lacks
@@ -186,8 +187,8 @@ def uncounted_of(setup: Setup, gpu: Gpu | None) -> Iterator[str]:
         yield "the extra fifth that a published run with 4-bit experts needed (cause unknown)"
     if gpu is not None and not gpu.verified:
         yield f"{gpu.name}'s kernels and context: no run on this vendor's GPUs is recorded"
-    if setup.parallel == "fsdp" and setup.fsdp_version == 1 and setup.gpus > 1:
-        yield "FSDP1 (predicted as FSDP2), which needed more than that in most published runs"
+    if setup.parallel == "fsdp" and setup.fsdp_version == 1 and setup.gpus > 1 and not flattens(setup):
+        yield "FSDP1 of this setup (predicted as FSDP2), which needed more than that in most published runs"
 
 
 def withhold(prediction: Prediction, names: Sequence[str]) -> Prediction:

@@ -142,6 +142,8 @@ class Setup:
     gpus: Gpus
     parallel: Literal["none", "ddp", "fsdp", "zero1", "zero2", "zero3"]
     fsdp_version: Literal[1, 2]
+    use_orig_params: bool  # fsdp 1: the optimizer has a part of each parameter, not of the flat one
+    backward_prefetch: Literal["none", "pre", "post"]  # fsdp 1: when the unit before is gathered
     reshard_after_forward: bool  # fsdp: a unit's gathered parameters go after its forward
     load_on_host: bool  # fsdp: a quantized base waits on the host until it is cut
     gradient_as_bucket_view: bool  # ddp
@@ -205,6 +207,7 @@ class Setup:
 FIELDS: tuple[str, ...] = tuple(each.name for each in fields(Setup) if each.name != "origins")
 
 
+FSDP1 = "fsdp1"
 NAMES = {"method", "recipe", "task", "gpu"}  # fields that `resolve` and `find_gpu` look up by name themselves
 
 
@@ -252,8 +255,10 @@ def resolve(
 
 
 def _told(values: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What is not None; of a release 2.12 is "2.12", as JSON and YAML read it."""
+    """What is not None; of a release 2.12 is "2.12", as JSON and YAML read it, and fsdp1 is FSDP's version 1."""
     told = {key: value for key, value in (values or {}).items() if value is not None}
+    if told.get("parallel") == FSDP1:
+        told |= {"parallel": "fsdp", "fsdp_version": 1}
     return told | {name: str(told[name]) for name in ("torch", "transformers") if name in told}
 
 

@@ -72,9 +72,18 @@ RECIPES: dict[str, Recipe] = {
         "raw",
         "a plain PyTorch loop",
         PLAIN,
-        {"optimizer": "adamw_torch", "optimizer_mode": "foreach"},
+        {
+            "optimizer": "adamw_torch",
+            "optimizer_mode": "foreach",
+            "use_orig_params": False,
+            "backward_prefetch": "pre",
+        },
         methods={"quantized": {**_QUANT, "checkpointing": "reentrant"}},
         sources={
+            **dict.fromkeys(
+                ("use_orig_params", "backward_prefetch"),
+                "torch 2.14 distributed/fsdp/fully_sharded_data_parallel.py __init__: False, BACKWARD_PRE",
+            ),
             "checkpointing": (
                 "peft 0.21 utils/other.py prepare_model_for_kbit_training passes {}: torch's default, "
                 "reentrant"

@@ -1,4 +1,4 @@
-"""transformers' Trainer under torchrun: DDP, FSDP2 or DeepSpeed's ZeRO, as its arguments say; with eval_batch
+"""transformers' Trainer under torchrun: DDP, FSDP1 or 2, or DeepSpeed's ZeRO, as its arguments say; with eval_batch
 it evaluates after two steps, with eval_kept for compute_metrics."""
 
 import json
@@ -21,6 +21,17 @@ if parallel == "fsdp":
         "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"],
         "reshard_after_forward": fields.get("reshard_after_forward", True),
     }
+    if fields.get("fsdp_version") == 1:
+        names = {"none": "NO_PREFETCH", "pre": "BACKWARD_PRE", "post": "BACKWARD_POST"}
+        reshards = shared["fsdp_config"]["reshard_after_forward"]
+        shared["fsdp"] = "full_shard" if reshards else "shard_grad_op"
+        shared["fsdp_config"] |= {
+            "version": 1,
+            "reshard_after_forward": shared["fsdp"],
+            "use_orig_params": fields.get("use_orig_params", True),
+            "backward_prefetch": names[fields.get("backward_prefetch", "none")],
+            "forward_prefetch": fields.get("forward_prefetch", False),
+        }
 elif parallel.startswith("zero"):
     sizes = ("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold")
     shared["deepspeed"] = {

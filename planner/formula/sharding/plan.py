@@ -34,6 +34,7 @@ class StrategyHooks:
 
     accumulates = True  # gradients of earlier micro-batches are whole, and the step itself makes their rows
     frees = False  # gradients go with the optimizer's step
+    outside = False  # around a checkpointed layer, not inside it
     keeps = False  # some of what a forward without a backward gathers is there in the next one
 
     def enter(self, unit: str, given: Tensor, place: int | None = None, key: int | None = None) -> Tensor:

@@ -91,7 +91,28 @@ PARALLEL: dict[str, Parallel] = {
         ),
     )
 }
+FLATTENED = ("full", "freeze", "lora", "qlora")
+"""Methods that FSDP1 has a rule for: each unit is trained or frozen as a whole."""
 SHARDED = tuple(row.name for row in PARALLEL.values() if row.divides)
+
+
+def flattens(setup: Setup) -> bool:
+    """Whether a setup is one of FSDP1 that has a rule of its own: parameters in flat tensors, of one kind in
+    each unit. Adapters are units of their own (peft 0.21 utils/other.py fsdp_auto_wrap_policy); other trained
+    tensors inside of a frozen unit would make whole gradients of all of it.
+    """
+    if setup.parallel != "fsdp" or setup.fsdp_version != 1:
+        return False
+    without = (
+        setup.optimizer_in_backward,
+        bool(setup.target_parameters or setup.modules_to_save or setup.trained_parameters),
+        bool(setup.fused_kernels and setup.method != "full"),
+        setup.checkpoint_quant != "none",
+        setup.quant_type not in ("none", *FOUR_BIT),
+        setup.reference == "model" or setup.teacher is not None,
+        setup.adapter is not None,
+    )
+    return setup.method in FLATTENED and not any(without)
 
 
 def compute_dtype(setup: Setup) -> str:
@@ -112,9 +133,11 @@ def seen(setup: Setup) -> Setup:
     if setup.parallel == "fsdp" and setup.autocast == "none":
         return setup.with_(outputs_fp32=False)
     dtype = compute_dtype(setup)
+    # FSDP1's forward stays in autocast, and its outputs become float32 (accelerator.py `prepare_model`)
+    cast = (setup.autocast, setup.outputs_fp32) if flattens(setup) and setup.loop.prepares else ("none", False)
     return setup.with_(
-        autocast="none",
-        outputs_fp32=False,
+        autocast=cast[0],
+        outputs_fp32=cast[1],
         weight_dtype=dtype,
         adapter_dtype=dtype,
         trainable_dtype="weight",
@@ -124,8 +147,8 @@ def seen(setup: Setup) -> Setup:
 
 
 def stored(setup: Setup) -> Setup:
-    """How parameters are kept: float32 for what is trained under accelerate's FSDP2 with mixed precision,
-    unless weights are 4-bit (accelerate 1.15 utils/fsdp_utils.py); DeepSpeed keeps what it computes with, and
+    """How parameters are kept: float32 for what is trained under accelerate's FSDP with mixed precision,
+    under FSDP2 unless weights are 4-bit (accelerate 1.15 utils/fsdp_utils.py, accelerator.py); DeepSpeed keeps what it computes with, and
     float32 masters beside it.
     """
     if setup.parallel.startswith("zero"):
@@ -134,7 +157,7 @@ def stored(setup: Setup) -> Setup:
         setup.parallel == "fsdp"
         and setup.autocast != "none"
         and setup.loop.prepares
-        and setup.quant_type not in FOUR_BIT
+        and (setup.quant_type not in FOUR_BIT or flattens(setup))
     )
     return setup.with_(trainable_dtype="float32") if upcast else setup
 
@@ -165,7 +188,7 @@ def warnings(engine: str, setup: Setup) -> tuple[str, ...]:
         )
     if setup.gpus == 1:
         found.append(f"{setup.parallel} with one rank shards nothing: set the number of GPUs with --gpus N")
-    if setup.parallel == "fsdp" and setup.fsdp_version == 1:
+    if setup.parallel == "fsdp" and setup.fsdp_version == 1 and not flattens(setup):
         found.append(
             "FSDP1 is predicted as FSDP2: it flattens the parameters of a unit and pads them together, a "
             "few elements a unit"
