@@ -144,7 +144,13 @@ def kind(record: Mapping[str, Any]) -> tuple[str, str]:
     return f"{fields['parallel']}{fields.get('fsdp_version', '')}", fields["recipe"]
 
 
-NAMES = {"ddp": "DDP", "fsdp": "FSDP2", "fsdp1": "FSDP1", "raw": "a plain loop", "hf": "transformers' Trainer"}
+NAMES = {
+    "ddp": "DDP",
+    "fsdp": "FSDP2",
+    "fsdp1": "FSDP1",
+    "raw": "a plain loop",
+    "hf": "transformers' Trainer",
+}
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> str:

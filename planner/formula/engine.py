@@ -98,9 +98,9 @@ def rank_of(setup: Setup) -> int:
 
 
 def is_replayed(setup: Setup) -> bool:
-    """Whether a run is written out as events. Not under ZeRO, nor with parts in host memory. Under FSDP not where whole gradients stay from one micro-batch to the next (accelerate's no_sync),
-    nor with states that are there at once, an optimizer in the backward, a second model, or a base that is
-    stored quantized.
+    """Whether a run is written out as events. Not under ZeRO, nor with parts in host memory. Under FSDP not
+    where whole gradients stay from one micro-batch to the next (accelerate's no_sync), nor with states that
+    are there at once, an optimizer in the backward, a second model, or a base that is stored quantized.
     """
     if not wraps(setup):
         return True

@@ -13,6 +13,7 @@ from memplan.planner.tables.defaults import BASE
 from memplan.planner.tables.errors import UsageError, unknown
 from memplan.planner.tables.loops import Loop
 from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.parallel import MEANT
 from memplan.planner.tables.recipes import DEFAULT_RECIPE, RECIPES
 from memplan.planner.tables.tasks import TASKS
 
@@ -207,7 +208,6 @@ class Setup:
 FIELDS: tuple[str, ...] = tuple(each.name for each in fields(Setup) if each.name != "origins")
 
 
-FSDP1 = "fsdp1"
 NAMES = {"method", "recipe", "task", "gpu"}  # fields that `resolve` and `find_gpu` look up by name themselves
 
 
@@ -255,10 +255,9 @@ def resolve(
 
 
 def _told(values: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What is not None; of a release 2.12 is "2.12", as JSON and YAML read it, and fsdp1 is FSDP's version 1."""
+    """What is not None; of a release 2.12 is "2.12", as JSON and YAML read it; fsdp1 has a version."""
     told = {key: value for key, value in (values or {}).items() if value is not None}
-    if told.get("parallel") == FSDP1:
-        told |= {"parallel": "fsdp", "fsdp_version": 1}
+    told |= MEANT.get(str(told.get("parallel")), {})
     return told | {name: str(told[name]) for name in ("torch", "transformers") if name in told}
 
 

@@ -68,7 +68,6 @@ elif fields.get("fsdp_version") == 1:
         device_id=local,
         use_orig_params=fields.get("use_orig_params", False),
         backward_prefetch=prefetch.get(fields.get("backward_prefetch", "pre")),
-        forward_prefetch=fields.get("forward_prefetch", False),
         sharding_strategy=strategies[fields.get("reshard_after_forward", True)],
     )
 else:

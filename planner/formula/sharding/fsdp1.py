@@ -17,10 +17,10 @@ from functools import cached_property
 from memplan.planner.formula.parameters import ParameterTable
 from memplan.planner.formula.replay.load_peak import load_candidates
 from memplan.planner.formula.resident.loading import load_rows
-from memplan.planner.formula.resident.parameter_spec import ParameterSpec, packed_bytes
+from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.rows import SymbolicRow
 from memplan.planner.formula.sharding.plan import Loading, ShardingPlan, Whole, nbytes
-from memplan.planner.formula.symbolic.expr import Expr, as_expr, ceil_div, product, total
+from memplan.planner.formula.symbolic.expr import Expr, as_expr, ceil_div, total
 from memplan.planner.tables.components import Component
 from memplan.planner.tables.dtypes import itemsize
 
@@ -50,7 +50,9 @@ class Flat:
         """How many there are."""
         return len(self.places) or 1
 
-    def row(self, what: str, size: Expr, dtype: str, why: str, component: Component = "weights") -> SymbolicRow:
+    def row(
+        self, what: str, size: Expr, dtype: str, why: str, component: Component = "weights"
+    ) -> SymbolicRow:
         """A row of so many elements for each of them."""
         whole = nbytes(size, dtype) * self.count
         return SymbolicRow(f"{self.name} {what}", (size,), dtype, self.count, whole, component, why)
@@ -169,10 +171,14 @@ class Fsdp1Plan(ShardingPlan):
     def _kept(self) -> list[SymbolicRow]:
         """What stays of the weights: parts, and whole on every rank buffers and quantization constants."""
         why = "this rank's part of a flat parameter, {}"
-        rows = [] if self.offloaded else [
-            flat.row("(part)", flat.part, flat.kept, why.format("trained" if flat.trained else "frozen"))
-            for flat in self.flats
-        ]
+        rows = (
+            []
+            if self.offloaded
+            else [
+                flat.row("(part)", flat.part, flat.kept, why.format("trained" if flat.trained else "frozen"))
+                for flat in self.flats
+            ]
+        )
         return [*rows, *self._never_flat()]
 
     def _never_flat(self) -> list[SymbolicRow]:
@@ -203,7 +209,9 @@ class Fsdp1Plan(ShardingPlan):
         why = "this rank's part, on the host"
         parts = [flat.row("(part)", flat.part, flat.kept, why) for flat in self.flats]
         gradients = [
-            flat.row("gradient", flat.part, flat.kept, why, "gradients") for flat in self.flats if flat.trained
+            flat.row("gradient", flat.part, flat.kept, why, "gradients")
+            for flat in self.flats
+            if flat.trained
         ]
         return [*paged, *parts, *self._states(), *gradients]
 
@@ -264,28 +272,30 @@ class Fsdp1Plan(ShardingPlan):
             others = max(flat.count - 1, 0)
             size = nbytes(flat.part, self.built(flat)) * others
             rows.append(
-                SymbolicRow(f"{flat.name} (part)", (flat.part,), self.built(flat), others, size, "weights", "cut")
+                SymbolicRow(
+                    f"{flat.name} (part)", (flat.part,), self.built(flat), others, size, "weights", "cut"
+                )
             )
         return rows if not self.offloaded else []
 
     def _tensors(self, flat: Flat) -> SymbolicRow:
         size = self.whole(flat)
         return SymbolicRow(
-            f"{flat.name} before it is flat", (size,), "uint8", 1, size, "temporaries", "brought from the host"
+            f"{flat.name} before it is flat",
+            (size,),
+            "uint8",
+            1,
+            size,
+            "temporaries",
+            "brought from the host",
         )
 
     def _cut(self, flat: Flat) -> list[SymbolicRow]:
         dtype = self.built(flat)
         found = (("flat copy", flat.elements), ("part", flat.part))
         return [
-            SymbolicRow(f"{flat.name} {what}", (size,), dtype, 1, nbytes(size, dtype), "temporaries", "cut from it")
+            SymbolicRow(
+                f"{flat.name} {what}", (size,), dtype, 1, nbytes(size, dtype), "temporaries", "cut from it"
+            )
             for what, size in found
         ]
-
-
-def bytes_of(tensor: ParameterSpec, rank: int) -> int:
-    """Bytes of one tensor with adapters of a rank."""
-    return packed_bytes(tensor.elements, tensor.dtype).evaluate({"R": rank})
-
-
-__all__ = ["LAYER", "ROOT", "Flat", "Fsdp1Plan", "bytes_of", "product"]

@@ -13,13 +13,15 @@ from collections.abc import Iterator, Sequence
 
 from memplan.planner.formula.replay.events import Events
 from memplan.planner.formula.replay.loaded import loaded
-from memplan.planner.formula.resident.parameter_spec import ParameterSpec
 from memplan.planner.formula.sharding.fsdp1 import ROOT, Flat, Fsdp1Plan
+from memplan.planner.formula.sharding.plan import Bytes
 from memplan.planner.formula.symbolic.expr import Sized, as_expr
 from memplan.planner.tables.dtypes import itemsize
 
+GATHERS = "all-gather"  # the stream of gathers and of the views' backward (_runtime_utils.py _init_streams)
 BROADCAST = 250 * 2**20  # bytes: distributed/utils.py PARAM_BROADCAST_BUCKET_SIZE
-IN_FLIGHT = 2  # flat copies at once (csrc/distributed/c10d/reducer.cpp broadcast_coalesced)
+IN_FLIGHT = 2  # flat copies at once (csrc/distributed/c10d/reducer.cpp broadcast_coalesced); units whose
+# gathers the host is ahead by (fsdp/_limiter_utils.py _FreeEventQueue)
 
 Cut = tuple[Flat, int]
 """A flat parameter and its layer (-1 outside the layers)."""
@@ -34,7 +36,11 @@ class Fsdp1Rank(Fsdp1Plan):
         out, held = Events(), dict[tuple[int, int], int]()
         if there:
             made = loaded(self.stored, rank, self.each_layer)
-            out.events, out.sizes, out.product = made.out.events.copy(), made.out.sizes.copy(), made.out.product
+            out.events, out.sizes, out.product = (
+                made.out.events.copy(),
+                made.out.sizes.copy(),
+                made.out.product,
+            )
             held = made.held
         parts = [(cut, self._cut_events(out, cut, held, rank)) for cut in self._order()]
         if not there:
@@ -66,6 +72,38 @@ class Fsdp1Rank(Fsdp1Plan):
             if mixed:
                 out.through(_bytes(whole, flat.kept, rank))
         return []
+
+    def races(self) -> bool:
+        """What a unit's forward or backward lets go may be used again when the GPU has come there, and the
+        host is ahead of it by as many units as `limit_all_gathers` lets it.
+        """
+        return True
+
+    def regroup(
+        self, out: Events, rank: int, wrapped: Sequence[int], gradients: Sequence[Bytes], *, late: bool
+    ) -> int:
+        """Before the second forward: what is reserved for units that the GPU has not come to the end of."""
+        if late:
+            layer = max(
+                (flat for flat in self.flats if flat.places),
+                key=lambda flat: _bytes(flat.part, flat.computed, rank),
+                default=None,
+            )
+            ahead = (
+                [] if layer is None else [(layer, IN_FLIGHT + 1 + (self.setup.backward_prefetch != "none"))]
+            )
+            ahead += [(flat, 1) for flat in self.flats if flat.name == ROOT]
+            made = []
+            for flat, count in ahead:
+                whole = _bytes(flat.part * self.ranks, flat.computed, rank)
+                joined = _bytes(flat.elements, flat.computed, rank)
+                for _ in range(count):
+                    made.append(out.alloc(whole))
+                    if flat.trained:
+                        made.append(out.alloc(joined))
+            out.streams.update(dict.fromkeys(made, GATHERS))
+            out.free(*made)
+        return 0
 
     def _order(self) -> Iterator[Cut]:
         """Units from the inside out: each layer behind its adapters, then the root."""
@@ -114,6 +152,3 @@ def _broadcast(out: Events, tensors: Sequence[int]) -> None:
 
 def _bytes(elements: Sized, dtype: str, rank: int) -> int:
     return as_expr(elements).evaluate({"R": rank}) * itemsize(dtype)
-
-
-__all__ = ["Fsdp1Rank", "ParameterSpec"]

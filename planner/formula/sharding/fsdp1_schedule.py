@@ -9,10 +9,10 @@ Written after torch 2.14 distributed/fsdp/_runtime_utils.py and _flat_param.py, 
 * when all of its gradients are there, they are joined in one flat gradient (the backward of `torch.split`, on
   the stream that gathered, where the views were made) and go; the whole parameter goes; the reduce-scatter's
   output is cast to the dtype that is kept, and the flat gradient goes.
-* a unit of which nothing is trained goes when its input has its gradient; the root's and one whose input wants
-  none at the end of the backward (`_catch_all_reshard`).
-* gradient accumulation under accelerate's `no_sync` keeps the flat gradient whole on every rank until the last
-  micro-batch.
+* a unit of which nothing is trained goes when its input has its gradient; the root's and one whose input
+  wants none at the end of the backward (`_catch_all_reshard`).
+* gradient accumulation under accelerate's `no_sync` keeps the flat gradient whole on every rank until the
+  last micro-batch.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from dataclasses import dataclass
 
 from memplan.planner.formula.forward.context import AroundAdapters, Context
 from memplan.planner.formula.sharding.fsdp1 import LAYER, ROOT, Flat, Fsdp1Plan
+from memplan.planner.formula.sharding.fsdp1_load import GATHERS
 from memplan.planner.formula.sharding.plan import StrategyHooks
 from memplan.planner.formula.symbolic.expr import Expr
 from memplan.planner.formula.tape.tape import Node, Tape, Tensor
 from memplan.planner.tables.components import Component
 
-CASTS, GATHERS, REDUCES = "cast of parts", "all-gather", "reduce-scatter"  # streams (_init_streams)
+CASTS, REDUCES = "cast of parts", "reduce-scatter"  # streams (_init_streams), beside GATHERS
 
 
 @dataclass(eq=False, slots=True)
@@ -218,8 +219,7 @@ class Fsdp1Schedule(StrategyHooks, AroundAdapters):
             joined = self._alloc(flat, "whole gradient", flat.elements, flat.computed, why, GATHERS)
             for leaf in leaves:
                 leaf.grad = None
-        freed, one.whole = one.whole is not None, None
-        del freed
+        one.whole = None
         if joined is not None and self.setup.backward_prefetch == "post":
             self._prefetch(one)
         if joined is not None:
@@ -231,7 +231,9 @@ class Fsdp1Schedule(StrategyHooks, AroundAdapters):
             self.t.log.append((-1, {self.waiting[flat.name]: -1}))
         low = None
         if flat.computed != flat.kept:
-            low = self._alloc(flat, "reduced gradient", flat.part, flat.computed, "before it is cast", REDUCES)
+            low = self._alloc(
+                flat, "reduced gradient", flat.part, flat.computed, "before it is cast", REDUCES
+            )
         why = "this rank's part of the gradient, in the dtype that is kept"
         kept = self._alloc(flat, "gradient", flat.part, flat.kept, why, REDUCES, "gradients")
         del low
@@ -253,4 +255,6 @@ class Fsdp1Schedule(StrategyHooks, AroundAdapters):
             then()
             return [Tensor(grad.buffer, shape, dtype)]
 
-        return self.t.op(f"{name} the unit's backward", (given,), shape, dtype, alias=given, backward=backward)
+        return self.t.op(
+            f"{name} the unit's backward", (given,), shape, dtype, alias=given, backward=backward
+        )

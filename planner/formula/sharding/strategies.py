@@ -61,6 +61,26 @@ PARALLEL: dict[str, Parallel] = {
             ("none", "all"),
         ),
         Parallel(
+            "fsdp1",
+            ("parameters", "gradients", "optimizer states"),
+            (
+                "one flat tensor of each layer and of what is outside of them, gathered while it computes: "
+                "in the backward of two layers with backward_prefetch pre; the root's all the time",
+                "a unit's whole gradients, and once more joined in a flat one",
+                "float32 masters of what is trained where mixed precision is on (accelerate); until the "
+                "first forward the parts in 16 bit beside them with use_orig_params",
+                "with use_orig_params a float32 copy of every adapter's input: between forwards a module "
+                "has its part, in the dtype that is kept (peft 0.21 tuners/tuners_utils.py _cast_input_dtype)",
+                "in the load peak a unit's tensors, their flat copy and the part; a quantized model is whole "
+                "on every GPU before",
+                "what is reserved for units that the GPU has not come to the end of: the host is ahead by two "
+                "(limit_all_gathers)",
+            ),
+            "torch 2.14 distributed/fsdp/{_flat_param,_runtime_utils}.py; accelerate 1.15 accelerator.py "
+            "prepare_model; `--parallel fsdp1` is fsdp with fsdp_version 1",
+            ("none", "all"),
+        ),
+        Parallel(
             "zero1",
             ("optimizer states",),
             (
@@ -134,7 +154,9 @@ def seen(setup: Setup) -> Setup:
         return setup.with_(outputs_fp32=False)
     dtype = compute_dtype(setup)
     # FSDP1's forward stays in autocast, and its outputs become float32 (accelerator.py `prepare_model`)
-    cast = (setup.autocast, setup.outputs_fp32) if flattens(setup) and setup.loop.prepares else ("none", False)
+    cast = (
+        (setup.autocast, setup.outputs_fp32) if flattens(setup) and setup.loop.prepares else ("none", False)
+    )
     return setup.with_(
         autocast=cast[0],
         outputs_fp32=cast[1],
@@ -190,8 +212,8 @@ def warnings(engine: str, setup: Setup) -> tuple[str, ...]:
         found.append(f"{setup.parallel} with one rank shards nothing: set the number of GPUs with --gpus N")
     if setup.parallel == "fsdp" and setup.fsdp_version == 1 and not flattens(setup):
         found.append(
-            "FSDP1 is predicted as FSDP2: it flattens the parameters of a unit and pads them together, a "
-            "few elements a unit"
+            f"FSDP1 of {setup.method} with these settings is predicted as FSDP2, which is less: it has a rule "
+            f"for {', '.join(FLATTENED)} on adapters of linear layers"
         )
     if setup.parallel == "fsdp" and setup.quant_type in FOUR_BIT and setup.quant_storage == "uint8":
         found.append(
