@@ -56,6 +56,7 @@ class Fsdp1Schedule(StrategyHooks, AroundAdapters):
         self.rank, self.w, self.t, self.setup = rank, walk, walk.t, rank.setup
         self.units: dict[tuple[str, int | None], Unit] = {}
         self.order: list[Unit] = []
+        self.leaving: Unit | None = None  # a frozen layer whose backward has ended
         self.parts: list[Tensor] = []
         self.syncs = not self.setup.loop.prepares  # gradients are reduced in every micro-batch
         self.waiting: dict[str, int] = {}  # flat gradients of earlier micro-batches: the tape's index
@@ -91,7 +92,7 @@ class Fsdp1Schedule(StrategyHooks, AroundAdapters):
         if one is None:
             return given
         self._gather(one)
-        return self._identity("after", given, lambda: self._done(one))
+        return self._identity("after", given, lambda: self._after(one))
 
     def leave(self, unit: str, out: Tensor, place: int | None = None, key: int | None = None) -> Tensor:
         """Let a layer go after its forward."""
@@ -124,7 +125,7 @@ class Fsdp1Schedule(StrategyHooks, AroundAdapters):
         """What was not let go before: the root, and units whose input wants no gradient."""
         self.t.taken = None
         for one in sorted(self.units.values(), key=lambda unit: unit.name == ROOT):
-            self._done(one)
+            self._done(one, last=True)
 
     # ---- events --------------------------------------------------------------------------------------------
 
@@ -190,14 +191,16 @@ class Fsdp1Schedule(StrategyHooks, AroundAdapters):
 
     def _before(self, one: Unit) -> None:
         """`_pre_backward_hook`: this unit, and with BACKWARD_PRE the one before."""
-        if one.entered:
-            return
-        one.entered = True
-        if one.due:
-            self._gather(one)
-        one.due = False
-        if self.setup.backward_prefetch == "pre":
-            self._prefetch(one)
+        if not one.entered:
+            one.entered = True
+            if one.due:
+                self._gather(one)
+            one.due = False
+            if self.setup.backward_prefetch == "pre":
+                self._prefetch(one)
+        if self.leaving is not None:
+            leaving, self.leaving = self.leaving, None
+            self._done(leaving)
 
     def _prefetch(self, one: Unit) -> None:
         if one.ran:
@@ -205,7 +208,16 @@ class Fsdp1Schedule(StrategyHooks, AroundAdapters):
             if before.due:
                 self._gather(before)
 
-    def _done(self, one: Unit) -> None:
+    def _after(self, one: Unit) -> None:
+        """A layer's input has its gradient. A frozen one's hook is on that tensor, behind the one by which
+        the layer before is gathered, where it has gone.
+        """
+        if one.flat.trained or not one.key or not one.reshards:
+            self._done(one)
+        else:
+            self.leaving = one
+
+    def _done(self, one: Unit, *, last: bool = False) -> None:
         """`_post_backward_hook`: gradients are joined, the parameter goes, this rank's part stays."""
         names = {member.name for member in one.flat.members} if one.flat.trained else ()
         leaves = [
@@ -220,7 +232,7 @@ class Fsdp1Schedule(StrategyHooks, AroundAdapters):
             for leaf in leaves:
                 leaf.grad = None
         one.whole = None
-        if joined is not None and self.setup.backward_prefetch == "post":
+        if self.setup.backward_prefetch == "post" and not last:
             self._prefetch(one)
         if joined is not None:
             self._reduce(flat)
