@@ -73,7 +73,7 @@ RECIPES: dict[str, Recipe] = {
         "raw",
         "a plain PyTorch loop",
         PLAIN,
-        {"optimizer": "adamw_torch", "optimizer_mode": "foreach", **_TORCHS_FSDP1},
+        {"optimizer": "adamw_torch", "optimizer_mode": "foreach"},
         methods={"quantized": {**_QUANT, "checkpointing": "reentrant"}},
         sources={
             **dict.fromkeys(
@@ -87,6 +87,8 @@ RECIPES: dict[str, Recipe] = {
             "kbit_prepare": _KBIT,
         },
         notes=(("quant_type", _OUR_QUANT),),
+        # torch 2.14 distributed/fsdp/fully_sharded_data_parallel.py __init__
+        when=(({"parallel": "fsdp", "fsdp_version": 1}, _TORCHS_FSDP1),),
     ),
     "hf": Recipe(
         "hf",

@@ -98,6 +98,9 @@ class Fsdp1Plan(ShardingPlan):
         alike: dict[tuple[int, ...], list[int]] = {}
         for place, members in sorted(layers.items()):
             alike.setdefault(tuple(id(t) for t in members), []).append(place)
+        for members in layers.values():
+            if any(".self_attn." in t.name for t in members):  # LlamaDecoderLayer: attention, MLP, then norms
+                members.sort(key=lambda t: t.role == "norm" and ".self_attn." not in t.name)
         names = (LAYER, *(f"{LAYER} (kind {number})" for number in range(2, len(alike) + 1)))
         of_layers = [
             self._flat(name, tuple(layers[places[0]]), tuple(places))

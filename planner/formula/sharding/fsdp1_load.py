@@ -13,15 +13,14 @@ from collections.abc import Iterator, Sequence
 
 from memplan.planner.formula.replay.events import Events
 from memplan.planner.formula.replay.loaded import loaded
-from memplan.planner.formula.sharding.fsdp1 import ROOT, Flat, Fsdp1Plan
+from memplan.planner.formula.sharding.fsdp1 import LAYER, ROOT, Flat, Fsdp1Plan
 from memplan.planner.formula.sharding.plan import Bytes
 from memplan.planner.formula.symbolic.expr import Sized, as_expr
 from memplan.planner.tables.dtypes import itemsize
 
 GATHERS = "all-gather"  # the stream of gathers and of the views' backward (_runtime_utils.py _init_streams)
 BROADCAST = 250 * 2**20  # bytes: distributed/utils.py PARAM_BROADCAST_BUCKET_SIZE
-IN_FLIGHT = 2  # flat copies at once (csrc/distributed/c10d/reducer.cpp broadcast_coalesced); units whose
-# gathers the host is ahead by (fsdp/_limiter_utils.py _FreeEventQueue)
+IN_FLIGHT = 2  # flat copies at once (csrc/distributed/c10d/reducer.cpp broadcast_coalesced)
 
 Cut = tuple[Flat, int]
 """A flat parameter and its layer (-1 outside the layers)."""
@@ -49,7 +48,12 @@ class Fsdp1Rank(Fsdp1Plan):
                     for _ in range(tensor.count):
                         out.alloc(_bytes(tensor.elements, tensor.dtype, rank))
         widened = {id(flat) for flat in self.widened()}
-        self.narrow = [part for (flat, _), part in parts if id(flat) in widened]
+        self.narrow = {
+            name: [
+                p for (flat, _), p in parts if id(flat) in widened and (flat.name == ROOT) == (name == ROOT)
+            ]
+            for name in (ROOT, LAYER)
+        }
         for (flat, _), part in sorted(parts, key=lambda each: each[0][0].name != ROOT):
             if id(flat) in widened:
                 out.alloc(_bytes(flat.part, flat.kept, rank))
@@ -58,11 +62,11 @@ class Fsdp1Rank(Fsdp1Plan):
         return out
 
     def wrap(self, out: Events, rank: int) -> list[int]:
-        """What the first forward makes and drops before it computes: narrow parts that parameters held, and
-        a buffer of each unit.
+        """What the first forward makes and drops before it computes: a buffer of each unit. Narrow parts
+        that a layer's parameters held go here, and not one by one as layers have run.
         """
         if self.setup.use_orig_params:
-            out.free(*self.narrow)
+            out.free(*self.narrow[LAYER])
         for flat, _ in sorted(self._order(), key=lambda each: each[0].name != ROOT):
             mixed = flat.computed != flat.kept
             whole = flat.part * self.ranks
@@ -74,36 +78,37 @@ class Fsdp1Rank(Fsdp1Plan):
         return []
 
     def races(self) -> bool:
-        """What a unit's forward or backward lets go may be used again when the GPU has come there, and the
-        host is ahead of it by as many units as `limit_all_gathers` lets it.
+        """What a unit lets go may be used again when the GPU has come there. With `limit_all_gathers` the
+        host waits for the unit before the last one (fsdp/_limiter_utils.py _FreeEventQueue).
         """
         return True
 
     def regroup(
         self, out: Events, rank: int, wrapped: Sequence[int], gradients: Sequence[Bytes], *, late: bool
     ) -> int:
-        """Before the second forward: what is reserved for units that the GPU has not come to the end of."""
-        if late:
-            layer = max(
-                (flat for flat in self.flats if flat.places),
-                key=lambda flat: _bytes(flat.part, flat.computed, rank),
-                default=None,
-            )
-            ahead = (
-                [] if layer is None else [(layer, IN_FLIGHT + 1 + (self.setup.backward_prefetch != "none"))]
-            )
-            ahead += [(flat, 1) for flat in self.flats if flat.name == ROOT]
-            made = []
-            for flat, count in ahead:
-                whole = _bytes(flat.part * self.ranks, flat.computed, rank)
-                joined = _bytes(flat.elements, flat.computed, rank)
-                for _ in range(count):
-                    made.append(out.alloc(whole))
-                    if flat.trained:
-                        made.append(out.alloc(joined))
-            out.streams.update(dict.fromkeys(made, GATHERS))
-            out.free(*made)
+        """Before the second forward, what is reserved where the host is ahead: one more flat parameter and
+        one more joined gradient of a layer than are there at once.
+        """
+        if not late:
+            return 0
+        layers = [flat for flat in self.flats if flat.places]
+        layer = max(layers, key=lambda f: _bytes(f.part, f.computed, rank), default=None)
+        there = [(flat, 1, 1) for flat in self.flats if flat.name == ROOT]
+        if layer is not None:
+            ahead = self.setup.backward_prefetch != "none"
+            there.append((layer, 1 + ahead + 1, 2))
+        made: list[int] = []
+        for flat, gathered, joined in there:
+            made += [out.alloc(_bytes(flat.part * self.ranks, flat.computed, rank)) for _ in range(gathered)]
+            if flat.trained:
+                made += [out.alloc(_bytes(flat.elements, flat.computed, rank)) for _ in range(joined)]
+        out.streams.update(dict.fromkeys(made, GATHERS))
+        out.free(*made)
         return 0
+
+    def until_backward(self) -> Sequence[int]:
+        """The root's narrow part, which its parameters hold until it has run."""
+        return self.narrow[ROOT] if self.setup.use_orig_params else ()
 
     def _order(self) -> Iterator[Cut]:
         """Units from the inside out: each layer behind its adapters, then the root."""

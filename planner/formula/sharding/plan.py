@@ -102,6 +102,10 @@ class ShardingPlan:
         """Write what wrapping the loaded model allocates and frees; the ids of what `regroup` replaces."""
         return []
 
+    def until_backward(self) -> Sequence[int]:
+        """The ids of what the load left and the first forward lets go."""
+        return ()
+
     def races(self) -> bool:
         """Whether a race of threads decides when something goes that `regroup` replaces."""
         return False

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from memplan.planner.inputs.setup import Setup
+from memplan.planner.tables.methods import METHODS
 
 FOUR_BIT = ("nf4", "fp4")
 UNRECORDED = "no multi-GPU run has been recorded, so the error of these numbers is unknown"
@@ -214,6 +215,11 @@ def warnings(engine: str, setup: Setup) -> tuple[str, ...]:
         found.append(
             f"FSDP1 of {setup.method} with these settings is predicted as FSDP2, which is less: it has a rule "
             f"for {', '.join(FLATTENED)} on adapters of linear layers"
+        )
+    if flattens(setup) and METHODS[setup.method].trains == "adapter" and not setup.loop.prepares:
+        found.append(
+            "FSDP1 with adapters: each is assumed to be wrapped by itself, as PEFT's fsdp_auto_wrap_policy does; "
+            "inside a layer's unit they make whole gradients of its frozen weights"
         )
     if setup.parallel == "fsdp" and setup.quant_type in FOUR_BIT and setup.quant_storage == "uint8":
         found.append(
