@@ -204,17 +204,17 @@ What is written out as events, each read in the libraries' source and seen in th
   stream that gathers. A frozen layer goes when the one before it has been gathered; the root stays. Adapters
   are units of their own, and with use_orig_params their inputs are copied in float32, the dtype of the part
   that a module has between forwards.
-* **FSDP1's lead**: what a unit lets go may be used again when the GPU has come there; stubs are there at once.
-  With `limit_all_gathers` the host waits for the unit before the last one: one more flat tensor and one more
-  joined gradient are in the larger course, which must be there for a FITS (the table has the smaller one). The allocator takes them back
-  before it gives up, so that the smaller course decides what survives.
+* **FSDP1's lead**: what a unit lets go may be used again when the GPU has come there; stubs are there at
+  once. With `limit_all_gathers` the host waits for the unit before the last one: one more flat tensor and one
+  more joined gradient are in the larger course, which must be there for a FITS (the table has the smaller
+  one). The allocator takes them back before it gives up, so that the smaller course decides what survives.
 * Named on the way: accelerate 1.15 sets FSDP1's sharding strategy from `FSDP_SHARDING_STRATEGY` (FULL_SHARD)
-  before it looks at `reshard_after_forward` (utils/dataclasses.py), which is all that transformers 5.24 passes:
-  `fsdp="shard_grad_op"` runs as FULL_SHARD.
+  before it looks at `reshard_after_forward` (utils/dataclasses.py), which is all that transformers 5.24
+  passes: `fsdp="shard_grad_op"` runs as FULL_SHARD.
 
 Not replayed: ZeRO, offloading; under FSDP gradient accumulation of accelerate (`no_sync` keeps whole
-gradients on every rank), Adagrad, an optimizer in the backward, a second model, a base stored quantized; FSDP1
-with other adapters than LoRA, `modules_to_save`, `target_parameters`. Not judged here: models of other
+gradients on every rank), Adagrad, an optimizer in the backward, a second model, a base stored quantized;
+FSDP1 with other adapters than LoRA, `modules_to_save`, `target_parameters`. Not judged here: models of other
 families, more than two real ranks, real GPUs.
 """
 

@@ -1,6 +1,6 @@
-"""One rank under FSDP1 against torch's own FullyShardedDataParallel on a fake process group: the length of each
-flat parameter, what a rank keeps of it, which of the parameters the optimizer has; and what the files and
-names that mean FSDP1 become. What is allocated and reserved: tests/test_ranks_recorded.py.
+"""One rank under FSDP1 against torch's own FullyShardedDataParallel on a fake process group: the length of
+each flat parameter, what a rank keeps of it, which of the parameters the optimizer has; and what the files
+and names that mean FSDP1 become. What is allocated and reserved: tests/test_ranks_recorded.py.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     ):
         facts["gpus"] = facts.get("_shards", 1)
         # axolotl 0.19 utils/schemas/validation.py check_fsdp_version_in_fsdp_config: 1 where none is named
-        settle_fsdp(facts, warnings, version=1)
+        settle_fsdp(facts, warnings, version=1, trainer=True)
         # axolotl 0.18 loaders/model.py _build_model: rank 0 loads onto "cpu", the others onto "meta"
         if facts.get("_host_load") and facts.get("fsdp_version", 2) == 2:
             facts["load_on_host"] = True

@@ -114,9 +114,9 @@ FSDP: dict[str, Rule] = {
 }
 
 
-def settle_fsdp(facts: Facts, warnings: list[str], version: int = 2) -> None:
+def settle_fsdp(facts: Facts, warnings: list[str], version: int = 2, *, trainer: bool = False) -> None:
     """The Setup fields of FSDP's words, where FSDP is on. `version`: the stack's own where its file names
-    none.
+    none; `trainer`: transformers' Trainer hands them on.
     """
     parallel, reshards, within = facts.get("_strategy", ("fsdp", True, False))
     facts["parallel"] = parallel
@@ -127,6 +127,13 @@ def settle_fsdp(facts: Facts, warnings: list[str], version: int = 2) -> None:
                 "FSDP1 without sharding keeps flat copies of parameters and gradients: not modeled"
             )
         return
+    if first and trainer and not reshards:
+        # accelerate 1.15 utils/dataclasses.py: FSDP_SHARDING_STRATEGY decides, which is FULL_SHARD
+        reshards = True
+        warnings.append(
+            "FSDP1 under transformers 5 and accelerate 1.15 runs as FULL_SHARD whatever the file says; if yours "
+            "does not: --set reshard_after_forward=false"
+        )
     facts["reshard_after_forward"] = reshards
     if facts.get("_fsdp_offload"):
         facts["offload"] = "all"

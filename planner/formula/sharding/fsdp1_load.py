@@ -41,7 +41,12 @@ class Fsdp1Rank(Fsdp1Plan):
                 made.out.product,
             )
             held = made.held
-        parts = [(cut, self._cut_events(out, cut, held, rank)) for cut in self._order()]
+        parts = []
+        for cut in self._order():
+            parts.append((cut, self._cut_events(out, cut, held, rank)))
+            if not there:
+                for nbytes in self.constants_of(cut[0].members, rank):
+                    out.alloc(nbytes)
         if not there:
             for tensor in self.stored.all:
                 if not self.shared(tensor):

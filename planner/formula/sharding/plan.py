@@ -7,7 +7,7 @@ everything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from memplan.planner.formula.forward.context import Context
@@ -101,6 +101,12 @@ class ShardingPlan:
     def wrap(self, out: Events, rank: int) -> list[int]:
         """Write what wrapping the loaded model allocates and frees; the ids of what `regroup` replaces."""
         return []
+
+    def constants_of(self, tensors: Iterable[ParameterSpec], rank: int) -> Iterator[int]:
+        """Bytes of what stands beside one each of quantized tensors, and goes to the device with it."""
+        for tensor in tensors:
+            for row in self.stored.constants(tensor):
+                yield row.size.evaluate({"R": rank}) // row.count
 
     def until_backward(self) -> Sequence[int]:
         """The ids of what the load left and the first forward lets go."""

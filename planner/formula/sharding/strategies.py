@@ -213,8 +213,8 @@ def warnings(engine: str, setup: Setup) -> tuple[str, ...]:
         found.append(f"{setup.parallel} with one rank shards nothing: set the number of GPUs with --gpus N")
     if setup.parallel == "fsdp" and setup.fsdp_version == 1 and not flattens(setup):
         found.append(
-            f"FSDP1 of {setup.method} with these settings is predicted as FSDP2, which is less: it has a rule "
-            f"for {', '.join(FLATTENED)} on adapters of linear layers"
+            f"FSDP1 of {setup.method} with these settings is predicted as FSDP2: its own rule is for "
+            f"{', '.join(FLATTENED)} on linear layers"
         )
     if flattens(setup) and METHODS[setup.method].trains == "adapter" and not setup.loop.prepares:
         found.append(
