@@ -14,3 +14,8 @@ SHARED = ("fsdp", "zero1", "zero2", "zero3")
 NAMED = ("ddp", "fsdp", *MEANT, *SHARED[1:])
 """Names that a person may give."""
 SPOKEN = f"{', '.join(NAMED[:-1])} or {NAMED[-1]}"
+
+
+def named(parallel: str, fsdp_version: int) -> str:
+    """A strategy's name with the version of FSDP that is not the fallback's."""
+    return "fsdp1" if parallel == "fsdp" and fsdp_version == 1 else parallel

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.parallel import named
 
 FOUR_BIT = ("nf4", "fp4")
 UNRECORDED = "no multi-GPU run has been recorded, so the error of these numbers is unknown"
@@ -236,7 +237,7 @@ def warnings(engine: str, setup: Setup) -> tuple[str, ...]:
 
 def assumptions(setup: Setup) -> Iterator[str]:
     """What is taken for granted of the strategy."""
-    row = PARALLEL[setup.parallel]
+    row = PARALLEL[named(setup.parallel, setup.fsdp_version)]
     if wraps(setup):
         divided = f"divides {', '.join(row.divides)}" if row.divides else "every rank holds everything"
         yield f"one rank of {setup.gpus}: {row.name} {divided}, and adds what docs/parallel.md lists"
