@@ -71,8 +71,8 @@ def _summed(logits: torch.Tensor, targets: torch.Tensor, softcap: float | None) 
 
 
 def axolotl(logits: torch.Tensor, labels: torch.Tensor, vocab_size: int | None = None, **unused: Any) -> Any:
-    """The loss of logits (B, S, V) and labels (B, S) that axolotl 0.19 puts in the place of ForCausalLMLoss for
-    `chunked_cross_entropy` (monkeypatch/loss/chunked.py), in the signature of the one it replaces.
+    """The loss of logits (B, S, V) and labels (B, S) that axolotl 0.19 puts in the place of ForCausalLMLoss
+    for `chunked_cross_entropy` (monkeypatch/loss/chunked.py), in the signature of the one it replaces.
     """
     shifted = functional.pad(labels, (0, 1), value=IGNORED)[..., 1:].contiguous()
     parts = [part.reshape(-1, part.shape[-1]) for part in logits.chunk(PARTS, dim=1)]
@@ -85,9 +85,9 @@ def axolotl(logits: torch.Tensor, labels: torch.Tensor, vocab_size: int | None =
 
 class CompiledCrossEntropy(torch.autograd.Function):
     """The sum of the cross-entropies of logits (N, V) with targets (N), as torch.compile makes it of
-    `cross_entropy(logits.float(), targets, reduction="sum")`: one kernel that saves the logits as they came and
-    two numbers a row, one that makes their gradient in their own dtype (torch 2.13: min_cut_rematerialization
-    saves `amax` and `log`).
+    `cross_entropy(logits.float(), targets, reduction="sum")`: one kernel that saves the logits as they came
+    and two numbers a row, one that makes their gradient in their own dtype (torch 2.13
+    functorch min_cut_rematerialization_partition saves `amax` and `log`).
     """
 
     @staticmethod

@@ -1,14 +1,16 @@
-"""From the last hidden states, or from whole logits, to the loss of logits in parts: torchtune's and axolotl's.
+"""From the last hidden states to the loss of logits in parts: torchtune's, and axolotl's of whole logits.
 
 N = B x S tokens, H hidden, V vocabulary; PARTS parts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import reduce
 
 from memplan.planner.formula.forward.context import Context
-from memplan.planner.formula.forward.losses import head, log_likelihood, softcapped
+from memplan.planner.formula.forward.fused_losses import chunked_loss, fused_loss
+from memplan.planner.formula.forward.losses import causal_loss, head, log_likelihood, softcapped
 from memplan.planner.formula.symbolic.expr import Sized, as_expr, ceil_div, maximum, minimum, product
 from memplan.planner.formula.tape.ops import Grads, add, cast, copy, part_of, unary
 from memplan.planner.formula.tape.tape import Node, Shape, Tape, Tensor
@@ -16,9 +18,9 @@ from memplan.planner.tables.losses import PARTS
 
 
 def torchtune(w: Context, given: Tensor) -> Tensor:
-    """LinearCrossEntropyLoss: of the tokens that have a label, part by part, the head's product, its fp32 copy
-    and the log-softmax, which is saved (torchtune bd2a0fc7c modules/loss/cross_entropy_loss.py). All but the
-    last token of each row have one.
+    """LinearCrossEntropyLoss: of the tokens that have a label, part by part, the head's product, its fp32
+    copy and the log-softmax, which is saved (torchtune bd2a0fc7c modules/loss/cross_entropy_loss.py). All
+    but the last token of each row have one.
     """
     t, whole, tokens = w.t, given.shape, w.batch * (as_expr(w.sequence) - 1)
     with t.inside("loss: "):
@@ -72,9 +74,9 @@ def torchtune_06(w: Context, given: Tensor) -> Tensor:
 
 
 def axolotl(w: Context, logits: Tensor) -> Tensor:
-    """`chunked_cross_entropy`: of each part of the logits a compiled kernel, which saves them as they came and
-    two fp32 numbers a row; its gradients are in their dtype (axolotl 0.19 monkeypatch/loss/chunked.py; torch
-    2.13 torch.compile). With several rows a part is a copy.
+    """`chunked_cross_entropy`: of each part of the logits a compiled kernel, which saves them as they came
+    and two fp32 numbers a row; its gradients are in their dtype (axolotl 0.19 monkeypatch/loss/chunked.py;
+    torch 2.13 torch.compile). With several rows a part is a copy.
     """
     t, whole, dtype = w.t, logits.shape, logits.dtype
     each = ceil_div(w.sequence, PARTS)
@@ -95,7 +97,9 @@ def axolotl(w: Context, logits: Tensor) -> Tensor:
         parts = t.op("split", (logits,), whole, dtype, alias=logits, backward=whole_gradient)
         flat, wanted = [parts] * PARTS, [labels] * PARTS
         if not w.single:
-            flat = [t.alloc("rows of a part", shape, dtype, "a contiguous copy of logits") for shape in shapes]
+            flat = [
+                t.alloc("rows of a part", shape, dtype, "a contiguous copy of logits") for shape in shapes
+            ]
             wanted = [t.alloc("labels of a part", shape[:-1], "int64", "contiguous") for shape in shapes]
         found = [
             _compiled(t, parts, saved, shape, made)
@@ -105,8 +109,8 @@ def axolotl(w: Context, logits: Tensor) -> Tensor:
 
 
 def _compiled(t: Tape, parts: Tensor, saved: list[Tensor], shape: Shape, made: list[Tensor]) -> Tensor:
-    """One part's kernel. `made`: the gradients of all parts, which wait for the last of them; the first part's,
-    which comes last, goes on to what all are parts of.
+    """One part's kernel. `made`: the gradients of all parts, which wait for the last of them; the first
+    part's, which comes last, goes on to what all are parts of.
     """
     whole, dtype, row = parts.shape, parts.dtype, (product(shape[:-1]), 1)
     statistics = [
@@ -131,7 +135,15 @@ def _compiled(t: Tape, parts: Tensor, saved: list[Tensor], shape: Shape, made: l
     )
 
 
-LOSSES_OF_PARTS = {"torchtune": torchtune, "torchtune-0.6": torchtune_06}
+LossOf = Callable[[Context, Tensor], Tensor]
+OF_LOGITS: dict[str, LossOf] = {"full": causal_loss, "axolotl": axolotl}
+OF_HIDDEN_STATES: dict[str, LossOf] = {
+    "chunked": chunked_loss,
+    "fused": fused_loss,
+    "torchtune": torchtune,
+    "torchtune-0.6": torchtune_06,
+}
+"""Every loss of the setup, by what it is computed from."""
 
 
 def _of_split(count: Sized, i: int) -> Sized:
