@@ -65,7 +65,7 @@ def test_a_deepspeed_file_that_is_not_there_is_said(tmp_path):
             "full",
             None,
         ),
-        ("chunked_cross_entropy: true", "axolotl", None),
+        ("chunked_cross_entropy: true", "axolotl-chunked", None),
         ("plugins: [axolotl.integrations.spectrum.SpectrumPlugin]", "full", "a plugin other than"),
     ],
 )

@@ -40,7 +40,7 @@ def forward(built: Built) -> Any:
     task = TASK_LOSSES.get(built.setup.task)
     if task is not None:
         return task(built)
-    if built.setup.loss == "axolotl":
+    if built.setup.loss == "axolotl-chunked":
         with patch.dict("transformers.loss.loss_utils.LOSS_MAPPING", {"ForCausalLM": parted_losses.axolotl}):
             return preferences.called(built, built.model, built.batch)
     if built.setup.loss != "full":

@@ -136,7 +136,7 @@ def _compiled(t: Tape, parts: Tensor, saved: list[Tensor], shape: Shape, made: l
 
 
 LossOf = Callable[[Context, Tensor], Tensor]
-OF_LOGITS: dict[str, LossOf] = {"full": causal_loss, "axolotl": axolotl}
+OF_LOGITS: dict[str, LossOf] = {"full": causal_loss, "axolotl-chunked": axolotl}
 OF_HIDDEN_STATES: dict[str, LossOf] = {
     "chunked": chunked_loss,
     "fused": fused_loss,
