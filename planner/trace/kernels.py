@@ -65,6 +65,11 @@ class Kernels:
         on_host = rule.on_host(OpCall(self.target, args, outputs)) if rule.on_host is not None else ()
         return [index for index in rule.order or range(count) if index < count and index not in on_host]
 
+    def reach(self, op: Any, args: tuple[Any, ...], outputs: Sequence[Tensor]) -> int:
+        """Bytes that a closed library may take beside each output, at most; 0: everything is known."""
+        rule = self.rules.get(name_of(op))
+        return 0 if rule is None or rule.reach is None else rule.reach(OpCall(self.target, args, outputs))
+
     def status(self, op: Any) -> Status:
         """How well the memory of an op is known on this target; "unknown" is the default. Views cost nothing
         and are known.
