@@ -98,7 +98,7 @@ def predicted(config: Mapping[str, Any], setup: Setup, log: Log, facts: Facts, n
     )
     library = unseen(log, setup, timeline.replay) if target.device == "cuda" else None
     beside = (library.said(),) if library is not None else ()
-    matters = library is not None and library.matters
+    open_ended = library is not None and library.moves_peak
     tell("looking for the smallest capacity that survives")
     smallest = timeline.smallest_capacity()
     usable = find_gpu(setup.gpu).usable_bytes if setup.gpu else None
@@ -122,12 +122,12 @@ def predicted(config: Mapping[str, Any], setup: Setup, log: Log, facts: Facts, n
         assumptions=(
             *filter(None, (said_of(config, setup),)),
             *assumptions(spec, setup),
-            *(() if matters else beside),
+            *(() if open_ended else beside),
         ),
         not_modelled=(
             *uncounted(config, setup),
             *fused_kernels.uncounted(model_type, setup),
-            *(beside if matters else ()),
+            *(beside if open_ended else ()),
         ),
         warnings=(*facts.warnings, *warnings(spec, setup, model_type)),
         extra={
@@ -136,6 +136,7 @@ def predicted(config: Mapping[str, Any], setup: Setup, log: Log, facts: Facts, n
             "unknown_share": share,
             "unknown_ops": [{"op": op, "bytes": nbytes} for op, nbytes in unknown],
             **({"bands": band} if band else {}),
+            **({"library": library.to_document()} if library is not None else {}),
             **({"save_host_bytes": facts.checkpoint_bytes} if setup.save else {}),
             **({"expandable_capacity_bytes": expandable} if expandable else {}),
         },

@@ -9,6 +9,7 @@ back at every call.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from memplan.planner.allocator.replay import Replay, replay
 from memplan.planner.inputs.setup import Setup
@@ -17,8 +18,6 @@ from memplan.planner.tables.units import gib
 from memplan.planner.trace.events.log import ALLOC, FREE, Event, Log
 
 LIBRARY = "cuDNN"
-TIGHT = 0.005
-"""Share of what is reserved by which a workspace may change it, and the prediction is no lower bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,28 +33,34 @@ class Unseen:
     reserved: tuple[int, int]
 
     @property
-    def matters(self) -> bool:
-        """Whether the documented algorithms can move the peak, or what is reserved."""
-        without, taken = self.reserved
-        return self.reach > self.room or taken > without * (1 + TIGHT)
+    def moves_peak(self) -> bool:
+        """Whether the documented algorithms can move the peak: the prediction is a lower bound then."""
+        return self.reach > self.room
 
     def said(self) -> str:
         """The sentence about it."""
-        where = self.module or "a convolution"
-        if self.reach > self.room:
+        where, (without, taken) = self.module or "a convolution", self.reserved
+        if self.moves_peak:
             return (
-                f"{LIBRARY}'s workspace in {where}: its documented algorithms take up to {gib(self.reach)}, "
-                f"from {gib(self.room)} on the peak is higher"
+                f"{LIBRARY}'s workspace in {where}: more than {gib(self.room)} is a higher peak, and its "
+                f"documented algorithms take up to {gib(self.reach)}"
             )
-        without, taken = self.reserved
-        more = taken - without
-        if self.matters:
-            return f"{LIBRARY}'s workspace in {where}: with {gib(self.reach)} there {gib(more)} more is reserved"
-        beside = f", which adds up to {gib(more)} to what is reserved" if more > 0 else ""
+        more = f", which may add {gib(taken - without)} to what is reserved" if taken > without else ""
         return (
             f"{LIBRARY}'s workspaces are not seen: the peak is exact unless one takes more than "
-            f"{gib(self.room)} in {where} (its documented algorithms: up to {gib(self.reach)}{beside})"
+            f"{gib(self.room)} in {where} (its documented algorithms: up to {gib(self.reach)}{more})"
         )
+
+    def to_document(self) -> dict[str, Any]:
+        """It as JSON has it, in bytes."""
+        without, taken = self.reserved
+        return {
+            "name": LIBRARY,
+            "module": self.module,
+            "room_bytes": self.room,
+            "reach_bytes": self.reach,
+            "reserved_share": taken / without - 1,
+        }
 
 
 def unseen(log: Log, setup: Setup, run: Replay) -> Unseen | None:
