@@ -127,6 +127,16 @@ class Sizes:
         return self.rule.side or self.vision_number("image_size")
 
     @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Width and height that vision_config.image_size says, in the file or as its class has it; None where
+        the class has no such number.
+        """
+        value = self.vision.get("image_size", self._usual("vision", "image_size", None))
+        if isinstance(value, (list, tuple)) and len(value) == 2:
+            return self._whole("vision_config.image_size", value[0]), self._whole("image_size", value[1])
+        return None if value is None else (self._whole("vision_config.image_size", value),) * 2
+
+    @property
     def features(self) -> int:
         """Tokens of one square of a tower with square patches, its first (class) token left out."""
         return (self.side // self.vision_number("patch_size")) ** 2

@@ -126,6 +126,14 @@ PARTS = ("vision_config", "audio_config", "vision_tower_config", "mm_vision_towe
 
 USUAL, USUAL_VIDEO = "1@1024x1024", "1@640x480x16"
 """The picture and the video of which an answer tells the tokens where nobody said a size."""
+USUAL_WORD = "usual"
+"""What `images` says where a run trains on pictures of unknown size."""
+
+RESIZED = {
+    "axolotl": "axolotl 0.19 loaders/utils.py takes image_size from vision_config, processing_strategies.py "
+    "pads each picture to that square",
+}
+"""Recipes that make pictures alike before the processor sees them, and where that was read."""
 
 WITHOUT_SIZES = (
     "pictures: the vision tower, what it saves, and the tokens that pictures become",
