@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from memplan.planner.inputs import sounds, usual_pictures
-from memplan.planner.inputs.picture_sizes import Limits, Picture, has_tower, picture, rule_of
+from memplan.planner.inputs.picture_arithmetic import picture
+from memplan.planner.inputs.picture_sizes import Limits, Picture, has_tower, rule_of
 from memplan.planner.tables.errors import UsageError, shown
 from memplan.planner.tables.pictures import USUAL, USUAL_VIDEO, USUAL_WORD, WITH_PICTURES, WITHOUT, WITHOUT_SIZES
 
