@@ -176,6 +176,63 @@ def _chunks(
     return Picture(int(at.features * ratio**2) * tiles, markers, tiles, side, side, original)
 
 
+def _capped(
+    rule: PictureRule, at: Sizes, height: int, width: int, limits: Limits, original: tuple[int, int]
+) -> Picture:
+    """The grid of merged patches, at most so many, whose aspect ratio is nearest."""
+    patch, merged, most = at.vision_number("patch_size"), at.vision_number("merge_size"), rule.most
+    high, wide = height / (patch * merged), width / (patch * merged)
+    ratio = wide / high
+    if high * wide > most:
+        high = (most / ratio) ** 0.5
+        wide = high * ratio
+    grids = {(h, w) for h in (math.floor(high), math.ceil(high)) for w in (math.floor(wide), math.ceil(wide))}
+    legal = sorted(grid for grid in grids if grid[0] > 0 and grid[1] > 0 and grid[0] * grid[1] <= most)
+    nearest = (max(1, round(high)), max(1, round(wide)))
+    rows, columns = min(legal, key=lambda grid: abs(grid[0] / grid[1] - height / width), default=nearest)
+    side = patch * merged
+    return Picture(rows * columns, rule.markers, 1, rows * side, columns * side, original)
+
+
+def _rows(
+    rule: PictureRule, at: Sizes, height: int, width: int, limits: Limits, original: tuple[int, int]
+) -> Picture:
+    """The longest edge bounded, then up to whole merged patches; a token ends each row."""
+    longest = at.side
+    patch = at.vision_number("patch_size") * at.number("spatial_merge_size", 1)
+    ratio = max(height / longest, width / longest)
+    if ratio > 1:
+        height, width = math.floor(height / ratio), math.floor(width / ratio)
+    rows, columns = (height - 1) // patch + 1, (width - 1) // patch + 1
+    high, wide = rows * patch, columns * patch
+    return Picture(rows * columns, rows, 1, high, wide, (high, wide), parts=rows)
+
+
+def _pooled(
+    rule: PictureRule, at: Sizes, height: int, width: int, limits: Limits, original: tuple[int, int]
+) -> Picture:
+    """The largest size of whole pooling windows within the budget of patches that keeps the aspect ratio; its
+    patches are padded to the budget.
+    """
+    patch, pooled = at.vision_number("patch_size"), at.vision_number("pooling_kernel_size")
+    side, budget = patch * pooled, rule.most * pooled**2
+    scale = math.sqrt(budget * patch**2 / (height * width))
+    rows, columns = math.floor(scale * height / side), math.floor(scale * width / side)
+    if rows == columns == 0:
+        raise UsageError(f"images {width}x{height}: the processor makes no patch of it: use a larger picture")
+    if rows == 0:
+        rows, columns = 1, min(width // height, rule.most)
+    elif columns == 0:
+        rows, columns = min(height // width, rule.most), 1
+    return Picture(rows * columns, rule.markers, budget, rows * side, columns * side, original)
+
+
+def _crossed(
+    rule: PictureRule, at: Sizes, height: int, width: int, limits: Limits, original: tuple[int, int]
+) -> Picture:
+    return Picture(0, rule.markers, at.vision_number("max_num_tiles"), at.side, at.side, original)
+
+
 ARITHMETIC: dict[str, Callable[[PictureRule, Sizes, int, int, Limits, tuple[int, int]], Picture]] = {
     "patches": _patches,
     "fixed": _fixed,
@@ -183,4 +240,8 @@ ARITHMETIC: dict[str, Callable[[PictureRule, Sizes, int, int, Limits, tuple[int,
     "splits": _splits,
     "tiles": _tiles,
     "chunks": _chunks,
+    "capped": _capped,
+    "rows": _rows,
+    "pooled": _pooled,
+    "crossed": _crossed,
 }

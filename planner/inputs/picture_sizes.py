@@ -59,6 +59,9 @@ def has_tower(config: Mapping[str, Any]) -> bool:
 def rule_of(config: Mapping[str, Any]) -> PictureRule:
     """The model type's row. UsageError for a model that takes no pictures, or whose processor has none."""
     kind = str(config.get("model_type"))
+    part = config.get("vision_config")
+    if kind == "llava" and isinstance(part, Mapping) and part.get("model_type") == "pixtral":
+        kind = "llava+pixtral"
     rule = PICTURES.get(kind)
     if rule is not None:
         return rule
@@ -137,6 +140,16 @@ DEFAULTS: dict[str, dict[str, int]] = {
     "qwen2_5_vl": {"vision.patch_size": 14, "vision.spatial_merge_size": 2},
     "qwen3_vl": {"vision.patch_size": 16, "vision.spatial_merge_size": 2},
     "qwen3_vl_moe": {"vision.patch_size": 16, "vision.spatial_merge_size": 2},
+    **{
+        name: {"vision.patch_size": 16, "vision.spatial_merge_size": 2}
+        for name in ("qwen3_5", "qwen3_5_moe", "cohere_compass")
+    },
+    "glm46v": {"vision.image_size": 336, "vision.patch_size": 14, "vision.spatial_merge_size": 2},
+    "muse_glimmer": {"vision.patch_size": 14, "vision.merge_size": 2},
+    "mistral3": {"vision.image_size": 1540, "vision.patch_size": 14, "spatial_merge_size": 2},
+    "llava+pixtral": {"vision.image_size": 1024, "vision.patch_size": 16},
+    "gemma4": {"vision.patch_size": 16, "vision.pooling_kernel_size": 3},
+    "mllama": {"vision.image_size": 448, "vision.max_num_tiles": 4},
     "gemma3": {"vision.image_size": 896, "mm_tokens_per_image": 256},
     "llava": {"vision.image_size": 336, "vision.patch_size": 14},
     "llava_next": {"vision.image_size": 336, "vision.patch_size": 14},

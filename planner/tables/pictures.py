@@ -11,7 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Arithmetic = Literal["patches", "fixed", "anyres", "splits", "tiles", "chunks"]
+Arithmetic = Literal[
+    "patches", "capped", "rows", "pooled", "fixed", "anyres", "splits", "tiles", "chunks", "crossed"
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +22,10 @@ class PictureRule:
 
     model_type: str
     arithmetic: Arithmetic
-    """patches: resized to a multiple of the patches that are merged, each its own token (Qwen-VL); fixed: one
+    """patches: resized to a multiple of the patches that are merged, each its own token (Qwen-VL); capped: the
+    same grid under a cap of tokens (Muse Glimmer); rows: the longest edge bounded, a marker at the end of each
+    row of tokens (Pixtral); pooled: as many patches as a budget has, padded to it (Gemma 4); crossed: tiles
+    that the language model's own cross-attention reads, no token but one (Llama 3.2 Vision); fixed: one
     square of fixed tokens; anyres: an overview and the tiles of the best of a list of sizes (LLaVA-NeXT);
     splits: the longest edge scaled, then squares and an overview (Idefics 3); tiles: the grid of squares next
     to the aspect ratio and an overview (InternVL); chunks: the canvas that the picture fits best (Llama 4).
@@ -73,6 +78,79 @@ PICTURES: dict[str, PictureRule] = _table(
             ("qwen3_vl", "Qwen3-VL-8B-Instruct", 256 * 256, 4096 * 4096),
             ("qwen3_vl_moe", "Qwen3-VL-30B-A3B-Instruct", 256 * 256, 4096 * 4096),
         )
+    ),
+    *(
+        PictureRule(
+            model_type=name,
+            arithmetic="patches",
+            source=f"{_QWEN}, which its Qwen3VLProcessor has; the bounds of Qwen/Qwen3-VL-8B-Instruct",
+            least=256 * 256,
+            most=4096 * 4096,
+            markers=2,
+            kinds="mm_token_type_ids",
+            tower=("visual",),
+            projector=("visual.merger",),
+        )
+        for name in ("qwen3_5", "qwen3_5_moe")
+    ),
+    PictureRule(
+        model_type="cohere_compass",
+        arithmetic="patches",
+        source="transformers 5.24 models/cohere_compass/image_processing_cohere_compass.py smart_resize and the "
+        "bounds of its class",
+        least=56 * 56,
+        most=28 * 28 * 1280,
+        markers=2,
+        kinds="mm_token_type_ids",
+        tower=("visual",),
+        projector=("visual.merger", "deepstack_merger_list"),
+    ),
+    PictureRule(
+        model_type="glm46v",
+        arithmetic="patches",
+        source="transformers 5.24 models/glm46v/image_processing_glm46v.py smart_resize, whose bounds count a "
+        "picture as two frames, and the bounds of its class",
+        least=112 * 112 // 2,
+        most=28 * 28 * 15000 // 2,
+        markers=2,
+        kinds="mm_token_type_ids",
+        tower=("visual",),
+        projector=("visual.merger",),
+    ),
+    PictureRule(
+        model_type="muse_glimmer",
+        arithmetic="capped",
+        source="transformers 5.24 models/muse_glimmer/image_processing_muse_glimmer.py smart_resize, "
+        "max_image_tokens of its class",
+        most=4096,
+        markers=2,
+        projector=("vision_adapter", "vision_projection"),
+    ),
+    *(
+        PictureRule(
+            model_type=name,
+            arithmetic="rows",
+            source="transformers 5.24 models/pixtral/image_processing_pixtral.py get_resize_output_image_size, "
+            "processing_pixtral.py; the longest edge is vision_config.image_size",
+        )
+        for name in ("mistral3", "llava+pixtral")
+    ),
+    PictureRule(
+        model_type="gemma4",
+        arithmetic="pooled",
+        source="transformers 5.24 models/gemma4/image_processing_gemma4.py get_aspect_ratio_preserving_size, "
+        "max_soft_tokens of its class",
+        most=280,
+        markers=2,
+        kinds="mm_token_type_ids",
+        projector=("embed_vision",),
+    ),
+    PictureRule(
+        model_type="mllama",
+        arithmetic="crossed",
+        source="transformers 5.24 models/mllama/image_processing_mllama.py: padded to vision_config.max_num_tiles",
+        markers=1,
+        tower=("vision_model",),
     ),
     PictureRule(
         model_type="gemma3",
