@@ -176,24 +176,6 @@ def _chunks(
     return Picture(int(at.features * ratio**2) * tiles, markers, tiles, side, side, original)
 
 
-def _capped(
-    rule: PictureRule, at: Sizes, height: int, width: int, limits: Limits, original: tuple[int, int]
-) -> Picture:
-    """The grid of merged patches, at most so many, whose aspect ratio is nearest."""
-    patch, merged, most = at.vision_number("patch_size"), at.vision_number("merge_size"), rule.most
-    high, wide = height / (patch * merged), width / (patch * merged)
-    ratio = wide / high
-    if high * wide > most:
-        high = (most / ratio) ** 0.5
-        wide = high * ratio
-    grids = {(h, w) for h in (math.floor(high), math.ceil(high)) for w in (math.floor(wide), math.ceil(wide))}
-    legal = sorted(grid for grid in grids if grid[0] > 0 and grid[1] > 0 and grid[0] * grid[1] <= most)
-    nearest = (max(1, round(high)), max(1, round(wide)))
-    rows, columns = min(legal, key=lambda grid: abs(grid[0] / grid[1] - height / width), default=nearest)
-    side = patch * merged
-    return Picture(rows * columns, rule.markers, 1, rows * side, columns * side, original)
-
-
 def _rows(
     rule: PictureRule, at: Sizes, height: int, width: int, limits: Limits, original: tuple[int, int]
 ) -> Picture:
@@ -240,7 +222,6 @@ ARITHMETIC: dict[str, Callable[[PictureRule, Sizes, int, int, Limits, tuple[int,
     "splits": _splits,
     "tiles": _tiles,
     "chunks": _chunks,
-    "capped": _capped,
     "rows": _rows,
     "pooled": _pooled,
     "crossed": _crossed,

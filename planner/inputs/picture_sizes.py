@@ -145,7 +145,6 @@ DEFAULTS: dict[str, dict[str, int]] = {
         for name in ("qwen3_5", "qwen3_5_moe", "cohere_compass")
     },
     "glm46v": {"vision.image_size": 336, "vision.patch_size": 14, "vision.spatial_merge_size": 2},
-    "muse_glimmer": {"vision.patch_size": 14, "vision.merge_size": 2},
     "mistral3": {"vision.image_size": 1540, "vision.patch_size": 14, "spatial_merge_size": 2},
     "llava+pixtral": {"vision.image_size": 1024, "vision.patch_size": 16},
     "gemma4": {"vision.patch_size": 16, "vision.pooling_kernel_size": 3},

@@ -147,7 +147,7 @@ def _made(document: Mapping[str, Any], pictures: Sequence[Picture], rows: int) -
     rule, makes = rule_of(document), _MAKERS[rule_of(document).arithmetic]
     still = [each for each in pictures if not each.frames]
     moving = [each for each in pictures if each.frames]
-    if makes is not _patches:
+    if rule.arithmetic != "patches":
         return makes(document, pictures, rows)
     found = dict(makes(document, still, rows)) if still else {}
     if moving:
@@ -161,7 +161,7 @@ def _made(document: Mapping[str, Any], pictures: Sequence[Picture], rows: int) -
 def _patches(document: Mapping[str, Any], pictures: Sequence[Picture], rows: int) -> Made:
     """Each patch of every picture a row of its pixels, and the grid of each."""
     vision = document["vision_config"]
-    patch, frames = vision["patch_size"], vision.get("temporal_patch_size") or vision["patch_temporal"]
+    patch, frames = vision["patch_size"], vision["temporal_patch_size"]
     grids = [(each.grid, each.height // patch, each.width // patch) for each in pictures]
     count = rows * sum(deep * high * wide for deep, high, wide in grids)
     return {
@@ -233,7 +233,6 @@ def _crossed(document: Mapping[str, Any], pictures: Sequence[Picture], rows: int
 
 _MAKERS: dict[str, Callable[[Mapping[str, Any], Sequence[Picture], int], Made]] = {
     "patches": _patches,
-    "capped": _patches,
     "rows": _sized,
     "pooled": _pooled,
     "crossed": _crossed,

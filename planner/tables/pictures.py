@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Arithmetic = Literal[
-    "patches", "capped", "rows", "pooled", "fixed", "anyres", "splits", "tiles", "chunks", "crossed"
+    "patches", "rows", "pooled", "fixed", "anyres", "splits", "tiles", "chunks", "crossed"
 ]
 
 
@@ -22,10 +22,10 @@ class PictureRule:
 
     model_type: str
     arithmetic: Arithmetic
-    """patches: resized to a multiple of the patches that are merged, each its own token (Qwen-VL); capped: the
-    same grid under a cap of tokens (Muse Glimmer); rows: the longest edge bounded, a marker at the end of each
-    row of tokens (Pixtral); pooled: as many patches as a budget has, padded to it (Gemma 4); crossed: tiles
-    that the language model's own cross-attention reads, no token but one (Llama 3.2 Vision); fixed: one
+    """patches: resized to a multiple of the patches that are merged, each its own token (Qwen-VL); rows: the
+    longest edge bounded, a marker at the end of each row of tokens (Pixtral); pooled: patches up to a budget,
+    padded to it (Gemma 4); crossed: tiles that the language model's own cross-attention reads, no token but
+    one (Llama 3.2 Vision); fixed: one
     square of fixed tokens; anyres: an overview and the tiles of the best of a list of sizes (LLaVA-NeXT);
     splits: the longest edge scaled, then squares and an overview (Idefics 3); tiles: the grid of squares next
     to the aspect ratio and an overview (InternVL); chunks: the canvas that the picture fits best (Llama 4).
@@ -116,15 +116,6 @@ PICTURES: dict[str, PictureRule] = _table(
         kinds="mm_token_type_ids",
         tower=("visual",),
         projector=("visual.merger",),
-    ),
-    PictureRule(
-        model_type="muse_glimmer",
-        arithmetic="capped",
-        source="transformers 5.24 models/muse_glimmer/image_processing_muse_glimmer.py smart_resize, "
-        "max_image_tokens of its class",
-        most=4096,
-        markers=2,
-        projector=("vision_adapter", "vision_projection"),
     ),
     *(
         PictureRule(
