@@ -12,7 +12,14 @@ from memplan.planner.inputs import sounds, usual_pictures
 from memplan.planner.inputs.picture_arithmetic import picture
 from memplan.planner.inputs.picture_sizes import Limits, Picture, has_tower, rule_of
 from memplan.planner.tables.errors import UsageError, shown
-from memplan.planner.tables.pictures import USUAL, USUAL_VIDEO, USUAL_WORD, WITH_PICTURES, WITHOUT, WITHOUT_SIZES
+from memplan.planner.tables.pictures import (
+    USUAL,
+    USUAL_VIDEO,
+    USUAL_WORD,
+    WITH_PICTURES,
+    WITHOUT,
+    WITHOUT_SIZES,
+)
 
 if TYPE_CHECKING:
     from memplan.planner.inputs.video_sizes import Seen
@@ -222,6 +229,7 @@ def said_of(config: Mapping[str, Any], setup: Any) -> str:
         if any(there(e.frames) for e in made)
     )
     return (
-        f"{usual_pictures.in_words(setup)}{kinds} {','.join(setup.images)}: {tokens:,} tokens and {markers:,} around them, {beside:,} of "
-        f"text, {setup.sequence_length:,} in all ({'; '.join(sorted(sources))})"
+        f"{usual_pictures.in_words(setup)}{kinds} {','.join(setup.images)}: {tokens:,} tokens and "
+        f"{markers:,} around them, {beside:,} of text, {setup.sequence_length:,} in all "
+        f"({'; '.join(sorted(sources))})"
     )

@@ -207,7 +207,7 @@ def _sized(document: Mapping[str, Any], pictures: Sequence[Picture], rows: int) 
 
 
 def _pooled(document: Mapping[str, Any], pictures: Sequence[Picture], rows: int) -> Made:
-    """The patches of each picture, padded to its budget, and where each is: column and row, -1 for padding."""
+    """The patches of each picture, padded to its budget, and where each is: column and row, -1: padding."""
     patch, budget = document["vision_config"]["patch_size"], pictures[0].tiles
     where = torch.full((len(pictures), budget, 2), -1)
     for place, each in zip(where, pictures, strict=True):

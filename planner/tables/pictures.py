@@ -11,9 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Arithmetic = Literal[
-    "patches", "rows", "pooled", "fixed", "anyres", "splits", "tiles", "chunks", "crossed"
-]
+Arithmetic = Literal["patches", "rows", "pooled", "fixed", "anyres", "splits", "tiles", "chunks", "crossed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

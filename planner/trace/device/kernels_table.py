@@ -220,7 +220,11 @@ RULES: dict[str, KernelRule] = {
         for name in (
             "avg_pool2d",
             "avg_pool2d_backward",
-            *(f"upsample_{way}2d{end}" for way in ("nearest", "bilinear", "bicubic") for end in ("", "_backward")),
+            *(
+                f"upsample_{way}2d{end}"
+                for way in ("nearest", "bilinear", "bicubic")
+                for end in ("", "_backward")
+            ),
             *(f"_upsample_{way}2d_aa{end}" for way in ("bilinear", "bicubic") for end in ("", "_backward")),
         )
     },

@@ -1,9 +1,9 @@
-"""What the kernels of towers take: convolutions of patches, pictures put in the place of their tokens, and the
-small lists that say which window or picture a patch is of.
+"""What the kernels of towers take: convolutions of patches, pictures put in the place of their tokens, and
+the small lists that say which window or picture a patch is of.
 
 Convolutions are cuDNN's: torch tries the engines that its heuristics name, in their order, takes each one's
 workspace from the caching allocator, and goes on to the next where that runs out of memory
-(native/cudnn/Conv_v8.cpp run_single_conv, try_configs, run_conv_plan; benchmark off). Which engine comes first,
+(native/cudnn/Conv_v8.cpp run_single_conv, try_configs, run_conv_plan; benchmark off). Which engine is first,
 and what it wants, is NVIDIA's. torch 2.11 to 2.15 pin cuDNN 9.19 and later, so that 3-D convolutions of half
 precision are cuDNN's too (native/Convolution.cpp use_cudnn leaves out 9.8 to 9.14).
 """
@@ -51,7 +51,7 @@ def _tensors(args: Sequence[object]) -> list[Tensor]:
 
 def masked_scatter(c: OpCall) -> Iterator[Workspace]:
     """Where each masked element's value stands is a running sum of the mask, of int64 for every element of
-    the result (native/cuda/IndexKernel.cpp masked_scatter__cuda, IndexKernel.cu launch_masked_scatter_kernel);
+    the result (native/cuda/IndexKernel.cu launch_masked_scatter_kernel);
     left out: cub's tile states, a fiftieth of a byte an element.
     """
     result, mask, source = c.outputs[0], c.args[1], c.args[2]
@@ -64,8 +64,7 @@ def masked_scatter(c: OpCall) -> Iterator[Workspace]:
 
 def masked_scatter_backward(c: OpCall) -> Iterator[Workspace]:
     """The gradient's masked elements are selected by their indices, an int64 for each and each dimension
-    (native/TensorAdvancedIndexing.cpp masked_scatter_backward_symint, cuda/IndexKernel.cpp masked_select, cuda/
-    Nonzero.cu). The mask's contiguous copy is gone before the result comes: only what is more than that
+    (native/TensorAdvancedIndexing.cpp masked_scatter_backward_symint, cuda/IndexKernel.cpp, cuda/Nonzero.cu). The mask's contiguous copy is gone before the result comes: only what is more than that
     counts.
     """
     gradient, mask, result = c.args[0], c.args[1], c.outputs[0]

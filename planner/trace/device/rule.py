@@ -56,8 +56,8 @@ class KernelRule:
     status: Status = "source"
     order: tuple[int, ...] = ()
     reach: Reach | None = None
-    """Of a closed library's kernels, whose workspace nobody can know: the most bytes that the algorithms which
-    it documents need beside each output, while that is made.
+    """Of a closed library's kernels, whose workspace nobody can know: the most bytes that its documented
+    algorithms need beside each output, while that is made.
     """
 
 

@@ -23,7 +23,7 @@ LIBRARY = "cuDNN"
 @dataclass(frozen=True, slots=True)
 class Unseen:
     """Calls of a closed library. `room`: bytes that one may take before it moves the peak, at the call that
-    has least beyond its reach; `reach`: what the documented algorithms need there; `module`: whose code calls.
+    has least beyond its reach; `reach`: what the documented algorithms need there; `module`: whose call.
     `reserved`: the most that is reserved, as predicted and with the whole reach taken at every call.
     """
 
