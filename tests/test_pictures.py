@@ -66,7 +66,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
         name: {"model_type": name, "vision_config": {"patch_size": 16, "spatial_merge_size": 2}}
         for name in ("cohere_compass", "qwen3_5", "qwen3_5_moe")
     },
-    "glm46v": {"model_type": "glm46v", "vision_config": {"patch_size": 14, "spatial_merge_size": 2}},
+    **{
+        name: {"model_type": name, "vision_config": {"patch_size": 14, "spatial_merge_size": 2}}
+        for name in ("glm46v", "paddleocr_vl")
+    },
     "mistral3": {"model_type": "mistral3", "spatial_merge_size": 2, "vision_config": SQUARES},
     "llava+pixtral": {"model_type": "llava", "vision_config": {**SQUARES, "model_type": "pixtral"}},
     "gemma4": {"model_type": "gemma4", "vision_config": {"patch_size": 16, "pooling_kernel_size": 3}},
@@ -206,15 +209,19 @@ def test_tiles_of_internvl(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_patches_of_glm_and_cohere(size: tuple[int, int]) -> None:
+def test_patches_of_other_grids(size: tuple[int, int]) -> None:
     """The grids of their classes' own bounds."""
     from transformers.models.cohere_compass.image_processing_pil_cohere_compass import (
         CohereCompassImageProcessorPil,
     )
     from transformers.models.glm46v.image_processing_pil_glm46v import Glm46VImageProcessorPil
+    from transformers.models.paddleocr_vl.image_processing_pil_paddleocr_vl import (
+        PaddleOCRVLImageProcessorPil,
+    )
 
     processors = {
         "glm46v": Glm46VImageProcessorPil(),
+        "paddleocr_vl": PaddleOCRVLImageProcessorPil(),
         "cohere_compass": CohereCompassImageProcessorPil(patch_size=16),
     }
     for name, processor in processors.items():

@@ -144,6 +144,7 @@ DEFAULTS: dict[str, dict[str, int]] = {
         name: {"vision.patch_size": 16, "vision.spatial_merge_size": 2}
         for name in ("qwen3_5", "qwen3_5_moe", "cohere_compass")
     },
+    "paddleocr_vl": {"vision.image_size": 384, "vision.patch_size": 14, "vision.spatial_merge_size": 2},
     "glm46v": {"vision.image_size": 336, "vision.patch_size": 14, "vision.spatial_merge_size": 2},
     "mistral3": {"vision.image_size": 1540, "vision.patch_size": 14, "spatial_merge_size": 2},
     "llava+pixtral": {"vision.image_size": 1024, "vision.patch_size": 16},

@@ -160,12 +160,13 @@ def _made(document: Mapping[str, Any], pictures: Sequence[Picture], rows: int) -
 
 def _patches(document: Mapping[str, Any], pictures: Sequence[Picture], rows: int) -> Made:
     """Each patch of every picture a row of its pixels, and the grid of each."""
-    vision = document["vision_config"]
-    patch, frames = vision["patch_size"], vision["temporal_patch_size"]
+    vision, flat = document["vision_config"], rule_of(document).flat
+    patch, frames = vision["patch_size"], vision.get("temporal_patch_size", 1)
+    pixels = (CHANNELS * frames * patch * patch,) if flat else (CHANNELS * frames, patch, patch)
     grids = [(each.grid, each.height // patch, each.width // patch) for each in pictures]
     count = rows * sum(deep * high * wide for deep, high, wide in grids)
     return {
-        "pixel_values": ((count, CHANNELS * frames * patch * patch), None),
+        "pixel_values": ((count, *pixels), None),
         "image_grid_thw": ((rows * len(grids), 3), torch.tensor(grids).repeat(rows, 1)),
     }
 

@@ -40,6 +40,8 @@ class PictureRule:
     """Tokens that the processor or the chat template puts around a picture."""
     kinds: str = ""
     """The batch's tensor (B, S) that says which tokens are pictures; empty: there is none."""
+    flat: bool = True
+    """patches: whether the pixels of a patch are one dimension, or channels and a square."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the pixel values."""
     tower: tuple[str, ...] = ("vision_tower",)
@@ -102,6 +104,19 @@ PICTURES: dict[str, PictureRule] = _table(
         kinds="mm_token_type_ids",
         tower=("visual",),
         projector=("visual.merger", "deepstack_merger_list"),
+    ),
+    PictureRule(
+        model_type="paddleocr_vl",
+        arithmetic="patches",
+        source="transformers 5.24 models/paddleocr_vl/image_processing_paddleocr_vl.py smart_resize and the "
+        "bounds of its class",
+        least=384 * 384,
+        most=1536 * 1536,
+        markers=2,
+        kinds="mm_token_type_ids",
+        flat=False,
+        tower=("visual",),
+        projector=("projector",),
     ),
     PictureRule(
         model_type="glm46v",

@@ -64,8 +64,8 @@ def masked_scatter(c: OpCall) -> Iterator[Workspace]:
 
 def masked_scatter_backward(c: OpCall) -> Iterator[Workspace]:
     """The gradient's masked elements are selected by their indices, an int64 for each and each dimension
-    (native/TensorAdvancedIndexing.cpp masked_scatter_backward_symint, cuda/IndexKernel.cpp, cuda/Nonzero.cu). The mask's contiguous copy is gone before the result comes: only what is more than that
-    counts.
+    (native/TensorAdvancedIndexing.cpp masked_scatter_backward_symint, cuda/IndexKernel.cpp, cuda/Nonzero.cu).
+    The mask's contiguous copy is gone before the result comes: only what is more than that counts.
     """
     gradient, mask, result = c.args[0], c.args[1], c.outputs[0]
     yield Workspace("indices of masked elements", 8 * gradient.dim() * result.numel(), before=True)
