@@ -54,6 +54,22 @@ def test_a_convolution_of_patches_reaches_no_further_than_copies_and_columns(dty
     assert kernels.reach(aten.mm.default, (meta(8, 8), meta(8, 8)), (meta(8, 8),)) == 0
 
 
+def test_fourier_transforms_are_for_a_stride_of_one() -> None:
+    """Whisper's two convolutions, of stride 1 and 2; and a kernel to each channel, which is torch's own."""
+    kernels, source = Kernels(A100), meta(4, 80, 3000)
+
+    def reach(source: torch.Tensor, weight: torch.Tensor, stride: int, groups: int = 1) -> int:
+        out = meta(4, weight.shape[0], source.shape[2] // stride)
+        args = (source, weight, None, [stride], [1], [1], False, [0], groups)
+        return kernels.reach(aten.convolution.default, args, (out,))
+
+    weight = meta(768, 80, 3)
+    plain = 4 * (4 * 3000 * 240 + source.numel() + weight.numel() + 4 * 768 * 3000)
+    assert reach(source, weight, 1) == plain + 8 * 3000 * (768 * 80 + 4 * (80 + 768))
+    assert reach(source, weight, 2) < plain
+    assert reach(meta(4, 512, 3000), meta(512, 1, 4), 1, 512) == 0
+
+
 def log_of(*steps: tuple[str, int, int, int]) -> Log:
     """A log of (kind, storage, MiB, reach in MiB)."""
     log = Log()

@@ -113,8 +113,8 @@ def margin(prediction: Prediction) -> float:
     """
     replayed = prediction.survival is not None or prediction.smallest_capacity_bytes is not None
     known = margin_of(prediction.engine, prediction.setup) if replayed else 0.0
-    library = prediction.extra.get("library", {}).get("reserved_share", 0.0)
-    return max(prediction.accuracy.margin, known, library)
+    library = prediction.extra.get("library", {})
+    return max(prediction.accuracy.margin, known, float(library.get("reserved_share", 0.0)))
 
 
 def margin_of(engine: str, setup: Setup) -> float:

@@ -56,7 +56,7 @@ def in_words(setup: Any) -> str:
 
 def is_open(setup: Any) -> bool:
     """Whether a run trains on pictures that nothing counts."""
-    return setup.images == (USUAL_WORD,) or setup.origins.get("images") == OPEN
+    return bool(setup.images == (USUAL_WORD,) or setup.origins.get("images") == OPEN)
 
 
 def wants_tower(config: Mapping[str, Any], setup: Any) -> bool:

@@ -3,7 +3,7 @@ rule, each with its source.
 
 The trace's observer asks `Kernels(target)` at every op. A hidden allocation lives during the op, except a
 cuBLAS workspace, which stays. An op without a rule is *unknown*: it counts with its outputs alone, and
-`status` says so.
+`status` says so. A closed library's kernels (cuDNN's convolutions) have a `reach` instead.
 
 Shape legend: B batch, H heads, S query rows, T key rows, D head size, M x N x K a matrix product. Sources are
 files of PyTorch (aten/src/ATen, c10) where no library is named; (torch 2.13) marks what was read in that

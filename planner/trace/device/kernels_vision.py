@@ -11,8 +11,9 @@ precision are cuDNN's too (native/Convolution.cpp use_cudnn leaves out 9.8 to 9.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from memplan.planner.trace.device.rule import OpCall, Workspace, bytes_of
@@ -31,22 +32,26 @@ def convolution(c: OpCall) -> Iterator[Workspace]:
 
 
 def reach(c: OpCall) -> int:
-    """Bytes of the largest workspace among cuDNN's documented algorithms for a convolution whose stride is
-    more than one: the input as a matrix of columns, and input, weight and output in another layout, all in
-    single precision. FFT and Winograd, which want more, are for a stride of one; there, columns are `kernel`
-    times the input.
+    """Bytes of the largest workspace among cuDNN's documented algorithms (cudnnConvolutionFwdAlgo_t and its
+    likes): the input as a matrix of columns, and input, weight and output in another layout, all in single
+    precision; where every stride is one, also their Fourier transforms, which other strides have not. None for
+    a kernel to each channel, which is torch's own but in float16 (native/Convolution.cpp use_cudnn_depthwise).
     """
-    *_, source, weight = _tensors(c.args)
-    out = c.outputs[0] if len(_tensors(c.args)) == 2 else c.args[0]
-    positions, window = out.numel() // out.shape[1], math.prod(weight.shape[1:])
+    given = [arg for arg in c.args[:3] if isinstance(arg, Tensor) and arg.dim() > 1]
+    *_, source, weight = given
+    backward = len(given) == 3
+    out = c.args[0] if backward else c.outputs[0]
     groups = max(1, source.shape[1] // weight.shape[1])
-    columns = positions * window * groups
-    return SINGLE * (columns + source.numel() + weight.numel() + out.numel())
-
-
-def _tensors(args: Sequence[object]) -> list[Tensor]:
-    """Source and weight of a convolution; gradient, source and weight of its backward."""
-    return [arg for arg in args[:3] if isinstance(arg, Tensor) and arg.dim() > 1]
+    if groups == source.shape[1] > 1 and source.dtype != torch.float16:
+        return 0
+    positions = out.numel() // out.shape[1]
+    columns = positions * math.prod(weight.shape[1:]) * groups
+    floats = columns + source.numel() + weight.numel() + out.numel()
+    if set(c.args[4 if backward else 3]) == {1} and math.prod(weight.shape[2:]) > 1:
+        each = positions // source.shape[0]
+        channels = weight.shape[0] * weight.shape[1]
+        floats += 2 * each * (channels + source.shape[0] * (source.shape[1] + out.shape[1]))
+    return int(SINGLE * floats)
 
 
 def masked_scatter(c: OpCall) -> Iterator[Workspace]:
