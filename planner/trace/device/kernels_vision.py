@@ -34,8 +34,8 @@ def convolution(c: OpCall) -> Iterator[Workspace]:
 def reach(c: OpCall) -> int:
     """Bytes of the largest workspace among cuDNN's documented algorithms (cudnnConvolutionFwdAlgo_t and its
     likes): the input as a matrix of columns, and input, weight and output in another layout, all in single
-    precision; where every stride is one, also their Fourier transforms, which other strides have not. None for
-    a kernel to each channel, which is torch's own but in float16 (native/Convolution.cpp use_cudnn_depthwise).
+    precision; where every stride is one, also their Fourier transforms. 0 for a kernel to each channel,
+    which is torch's own but in float16 (native/Convolution.cpp use_cudnn_depthwise).
     """
     given = [arg for arg in c.args[:3] if isinstance(arg, Tensor) and arg.dim() > 1]
     *_, source, weight = given
