@@ -74,6 +74,8 @@ def test_frozen_parts_are_axolotls(tmp_path: Path) -> None:
     text = AXOLOTL.format("qwen2.5-vl-7b", 4096) + PICTURES + "freeze_mm_modules: true\n"
     _, _, setup = asked(tmp_path, text)
     assert (setup.vision_tower, setup.projector) == ("frozen", "frozen")
+    _, _, other = asked(tmp_path, text.replace("qwen2.5-vl-7b", "lfm2-vl-450m"))
+    assert other.vision_tower == "trained", "no names of its parts are known"
 
 
 def test_a_limit_of_pixels_is_a_run_on_pictures(tmp_path: Path) -> None:

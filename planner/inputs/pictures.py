@@ -168,7 +168,7 @@ def with_lengths(config: Mapping[str, Any], setup: Any) -> Any:
     """The setup with the size of its usual pictures, the length of its pictures and text, or of its sounds.
     Raises UsageError.
     """
-    setup = usual_pictures.resolved(config, setup)
+    setup = usual_pictures.resolved(config, usual_pictures.nameable(config, setup))
     if sounds.is_speech(config):
         changes = sounds.lengths(config, setup)
     elif not read_sizes(setup.images) and setup.text_length is None:

@@ -26,6 +26,19 @@ def resolved(config: Mapping[str, Any], setup: Any) -> Any:
     return setup.with_(images=(size,) if size else (), origins={**setup.origins, "images": origin})
 
 
+def nameable(config: Mapping[str, Any], setup: Any) -> Any:
+    """The setup without a file's frozen parts where memplan does not know the names of these parts: rows of
+    text leave them without gradients anyway, and pictures of such a model are a lower bound.
+    """
+    if setup.origins.get("vision_tower") != "import" or not has_tower(config):
+        return setup
+    try:
+        rule_of(config)
+    except UsageError:
+        return setup.with_(vision_tower="trained", projector="trained")
+    return setup
+
+
 def usual(config: Mapping[str, Any], recipe: str) -> str | None:
     """The size of a recipe's picture as `--images` has it: what the recipe makes of every picture where it
     makes them alike, else USUAL. None for a model without a rule.
