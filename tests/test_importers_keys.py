@@ -132,11 +132,6 @@ def test_the_page_of_formats_is_not_stale():
             "freeze_vision_tower: false\nvideo_max_pixels: 16384\nvideo_maxlen: 16\nvideo_fps: 1.0\n",
             ["image_max_pixels", "freeze_vision_tower", "video_max_pixels", "video_maxlen", "video_fps"],
         ),
-        (
-            "base_model: Qwen/Qwen3-VL-8B-Instruct\nprocessor_type: AutoProcessor\nadapter: lora\nlora_r: 8\n"
-            "lora_target_modules: [q_proj]\n",
-            ["processor_type"],
-        ),
     ],
 )
 def test_a_run_on_pictures_is_a_lower_bound(tmp_path, text, keys):

@@ -53,7 +53,7 @@ class Program:
         sizes = [value(each, weights) for each in self.sizes]
         shapes = [_values(each, weights) for each in self.shapes]
         storages = [
-            replace(storage, nbytes=sizes[size], shape=shapes[shape])
+            replace(storage, nbytes=sizes[size], shape=shapes[shape], reach=_grown(storage, sizes[size]))
             for storage, size, shape in zip(self.storages, self.size_of, self.shape_of, strict=True)
         ]
         return expanded(self, storages, self._workspaces(weights, kernels))
@@ -72,6 +72,11 @@ class Program:
                 op, template = self.templates[key[0]]
                 known[key] = Call(op, template, numbers[key[1]]).workspaces(kernels)
         return {storage: known[key] for storage, key in self.calls.items()}
+
+
+def _grown(storage: Storage, nbytes: int) -> int:
+    """What a library may take beside a storage of another size: its copies and columns grow with it."""
+    return -(-storage.reach * nbytes // storage.nbytes) if storage.reach else 0
 
 
 def _values(at_nodes: Sequence[Numbers], weights: Sequence[Fraction]) -> Numbers:

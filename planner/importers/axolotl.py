@@ -12,7 +12,6 @@ from memplan.planner.importers.liger import WORDS
 from memplan.planner.importers.low_rank import arguments, target_modules
 from memplan.planner.importers.resized import NEW_ROWS
 from memplan.planner.importers.rules import (
-    PICTURES,
     Rule,
     bad,
     flag,
@@ -62,6 +61,15 @@ def _adapter(key: str, value: Any) -> str:
             "--engine trace"
         )
     return word
+
+
+def _size(key: str, value: Any) -> str:
+    """A picture's size as `images` has it: a square's edge, or width and height."""
+    edges = value if isinstance(value, (list, tuple)) else [value]
+    if len(edges) not in (1, 2):
+        raise bad(key, value, "an edge, or width and height")
+    whole = [integer(key, each) for each in edges]
+    return f"1@{whole[0]}x{whole[-1]}"
 
 
 LEGACY_ATTENTION = {
@@ -201,7 +209,9 @@ RULES: dict[str, Rule] = {
     "trust_remote_code": use("_remote_code", flag, "no code of a repository is run; adapter kernels are off"),
     "batch_size": not_modelled("the global batch decides the accumulation"),
     "fp32_norms": use("_fp32_norms", flag),
-    "processor_type": not_modelled(PICTURES, errs="low"),
+    "processor_type": use("_processor", text, "pictures of the size that is said with the answer"),
+    "image_size": use("_image_size", _size, "each picture made so large"),
+    "freeze_mm_modules": use("_frozen_parts", flag, "nothing of the tower and the projector trains"),
     **{
         f"lora_{name}_kernel": use(f"_lora_{name}", flag, "adapters as one function")
         for name in ("mlp", "qkv", "o", "embedding")
@@ -272,7 +282,8 @@ RULES: dict[str, Rule] = {
     """,
     ),
     **ignored(
-        "parts that a text model lacks", "image_size image_resize_algorithm freeze_mm_modules role_boundaries"
+        "how a picture is resized, not to which size; which tokens are trained on",
+        "image_resize_algorithm role_boundaries",
     ),
     **{name: not_modelled(why, errs=errs) for names_, why, errs in OTHERS for name in names_.split()},
     **ignored(

@@ -38,6 +38,7 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
         _settle_preferences(facts)
     if facts.get("_packing"):
         packed_rows(facts, warnings)
+    _settle_pictures(facts)
     if "_pad" in facts:
         facts["pad_to_multiple_of"] = _multiple(facts["_pad"], facts["sequence_length"])
     if (
@@ -53,6 +54,18 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
             facts["load_on_host"] = True
         facts.setdefault("upcast_modules", "norms" if facts.get("_fp32_norms") else None)
     return {**setup_fields(facts), "recipe": "axolotl"}
+
+
+def _settle_pictures(facts: Facts) -> None:
+    """Pictures reach the model where the file names a processor and rows are not packed; without one, every
+    row is text (axolotl 0.19 core/builders/causal.py build_collator). Its frozen parts: utils/freeze.py.
+    """
+    if not facts.get("_processor") or facts.get("_packing"):
+        facts["images"] = ("none",)
+    else:
+        facts["images"] = (facts.get("_image_size", "usual"),)
+    if facts.get("_frozen_parts"):
+        facts |= {"vision_tower": "frozen", "projector": "frozen"}
 
 
 def _settle_preferences(facts: Facts) -> None:

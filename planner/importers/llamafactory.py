@@ -199,6 +199,8 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     shown = {"image_scaled_to": "image_max_pixels", "video_scaled_to": "video_max_pixels"}
     shown |= {"video_frames": "video_maxlen", "video_fps": "video_fps"}
     lacks |= {key: PICTURES for name, key in shown.items() if name in facts}
+    if PICTURES in lacks.values():
+        facts["images"] = ("usual",)
     if facts.get("_asft") and facts.get("_type") == "full":
         facts["task"] = "asft"
     elif facts.get("_asft"):

@@ -292,6 +292,7 @@ class Observer(Elsewhere, TorchDispatchMode):
         layers: list[int | None] | None,
     ) -> None:
         made = range(len(outputs)) if self.kernels is None else self.kernels.order(func, args, outputs)
+        reach = 0 if self.kernels is None else self.kernels.reach(func, args, outputs)
         for index in set(range(len(outputs))).difference(made):
             self._not_here(outputs[index].untyped_storage())
         for index in made:
@@ -300,6 +301,8 @@ class Observer(Elsewhere, TorchDispatchMode):
             if not tensor.is_meta or storage._cdata in self._alive or self._on_host(args):
                 continue
             self._born(storage, tensor, str(func), where, layers[index] if layers else self._layer)
+            if reach and (watch := self._alive.get(storage._cdata)) is not None:
+                self.log.storages[watch.id].reach = reach
 
     def _not_here(self, storage: Any) -> None:
         key = storage._cdata

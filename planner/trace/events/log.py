@@ -34,6 +34,8 @@ class Storage:
     name: str = ""
     saved: bool = False
     held: bool = False  # by a thread's handle, until it exits: a cuBLAS workspace
+    # bytes that a closed library's documented algorithms may take beside while one makes this storage
+    reach: int = 0
     died: int | None = None  # index of its release among the events
     stream: str = ""  # that asks for it, where another one computes
     # where kernels' calls are kept (trace/calls.py): the call that a storage of no bytes stands for, BY_DEPTH
