@@ -16,7 +16,9 @@ from memplan.planner.trace.events.log import ALLOC, EMPTY, FREE, Log, Mark, Stor
 from memplan.planner.trace.events.record import Facts
 
 Numbers = tuple[int, ...]
-fixed = attrgetter("op", "module", "layer", "dtype", "moment", "via", "component", "name", "saved", "held")
+fixed = attrgetter(
+    "op", "module", "layer", "dtype", "moment", "via", "component", "name", "saved", "held", "stream"
+)
 """What of a storage does not depend on sizes: equal at every node."""
 
 

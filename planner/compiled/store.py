@@ -30,7 +30,7 @@ MOST_FILES = 400
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl")
 _MOVES_NOTHING = ("micro_batch", "sequence_length", "gpu", "allocator", "torch")
 """Setup fields that are arguments of a program, or of the allocator that it is replayed through."""
-_TEXT = ("op", "module", "dtype", "moment", "via", "component", "name")
+_TEXT = ("op", "module", "dtype", "moment", "via", "component", "name", "stream")
 _PLAIN = ("layer", "saved", "held")
 
 

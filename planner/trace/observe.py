@@ -335,7 +335,7 @@ class Observer(Elsewhere, TorchDispatchMode):
 
     def _layers_of(self, args: tuple[Any, ...], count: int) -> list[int | None]:
         """Outside the layers, an output belongs to the layer of what it was made from: of the list element at
-        its place, else of the first tensor that has one; made from none that it has, to that of the op before.
+        its place, else of the first tensor that has one; made from none, to that of the op before.
         """
         found = [self._layer_of_output(args, index) for index in range(max(count, 1))]
         self.inherited = found[0]
@@ -343,8 +343,7 @@ class Observer(Elsewhere, TorchDispatchMode):
 
     def _layer_of_output(self, args: tuple[Any, ...], index: int) -> int | None:
         made_from = [element(arg, index) for arg in args if isinstance(arg, (torch.Tensor, list, tuple))]
-        tensors = [t for t in made_from if isinstance(t, torch.Tensor) and t.is_meta]
+        tensors = (t for t in made_from if isinstance(t, torch.Tensor) and t.is_meta)
         storages = [s for s in map(self.storage_of, tensors) if s is not None]
-        if not storages:
-            return self.inherited
-        return next((s.layer for s in storages if s.layer is not None), None)
+        known = (s.layer for s in storages if s.layer is not None)
+        return next(known, None) if storages else self.inherited
