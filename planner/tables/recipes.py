@@ -35,6 +35,8 @@ class Recipe:
     when: tuple[tuple[Mapping[str, Any], Mapping[str, Any]], ...] = ()  # (fields, what then changes)
     whole_updates: bool = False
     """It pins a peft before 0.21, whose update of an adapted parameter is as large as the parameter."""
+    dropout_beside_experts: bool = False
+    """Where PEFT adapts experts of its own accord, they go without the dropout that it refuses there."""
 
     def layers(self, method: str, trains: str, quantized: bool) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """This recipe's defaults for one method, weakest first, each with the origin that Setup remembers."""
@@ -236,6 +238,7 @@ RECIPES: dict[str, Recipe] = {
             ),
         ),
         whole_updates=True,  # axolotl 0.19 pyproject.toml: peft 0.20
+        dropout_beside_experts=True,  # axolotl 0.19 loaders/adapter.py _patch_peft_param_wrapper_dropout
         when=(
             ({"attention": "flash_attention_2", "quant_type": "none"}, {"upcast_modules": "routers"}),
             ({"quantize_experts": True}, {"upcast_modules": "routers"}),
