@@ -30,6 +30,7 @@ PATIENCE = 600
 def outcome(path: Path, keys: Counter[str]) -> str:
     """ANSWERED, AT_LEAST, NOT_ANSWERED and why, OTHER, or FOR_THE_TRACE."""
     from memplan import api
+    from memplan.planner.importers.changed import applied
     from memplan.planner.importers.choices import runs_instead
     from memplan.planner.importers.files import read_training_file
     from memplan.planner.inputs.models import find
@@ -44,7 +45,7 @@ def outcome(path: Path, keys: Counter[str]) -> str:
     if not imported.model:
         return f"{NOT_ANSWERED}: no model named"
     try:
-        model = find(imported.model)
+        model = applied(imported, find(imported.model))
     except NetworkError:
         return f"{NOT_ANSWERED}: the hub has its model"
     except MemplanError as error:

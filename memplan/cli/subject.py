@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from memplan import api
 from memplan.cli.options import file_fields, given_fields
 from memplan.planner.answers.verdict import withhold
-from memplan.planner.inputs.models import Model
+from memplan.planner.inputs.models import Model, find
 from memplan.planner.inputs.setup import Setup, resolve
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import UsageError, shorten
@@ -162,9 +162,11 @@ def _imported(imported: Imported, options: Mapping[str, Any]) -> Subject:
         imported.model = options["base_model"]
     if not imported.model:
         raise NoModelError(imported)
-    given = given_fields(options)
+    from memplan.planner.importers.changed import applied
+
+    given, model = given_fields(options), applied(imported, find(imported.model))
     fields = {**imported.fields_on(given.get("gpu")), **file_fields(options)}
-    found, setup = api.request(imported.model, imported=fields, **given)
+    found, setup = api.request(model, imported=fields, **given)
     if api.unknown_family(found):
         setup = _with_its_attention(imported, found, setup)
     elif imported.named_attention:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from memplan.planner.importers import patterns
 from memplan.planner.importers.axolotl import LEGACY_ATTENTION
+from memplan.planner.importers.changed import settle_overrides, settle_rows
 from memplan.planner.importers.choices import settle_attention, settle_optimizer
 from memplan.planner.importers.fsdp import settle_fsdp
 from memplan.planner.importers.hf import packed_rows, settle_checkpointing
 from memplan.planner.importers.liger import settle_named
-from memplan.planner.importers.rules import (
-    Facts,
-    setup_fields,
-)
+from memplan.planner.importers.rules import SIDE, Facts, setup_fields
 from memplan.planner.importers.tasks import settle_task
 from memplan.planner.importers.trl import adapter_method
 
@@ -31,9 +30,15 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     settle_optimizer(facts, warnings)
     _settle_loss(facts, warnings)
     settle_named(facts, warnings)
-    if facts.get("_reward"):  # axolotl 0.19 core/builders/causal.py: AxolotlRewardTrainer is TRL's
-        facts["task"] = "reward"
-        settle_task(facts)
+    settle_rows(facts)
+    settle_overrides(facts)
+    _settle_accumulation(facts, warnings)
+    for key, task in HEADS.items():
+        if facts.get(key):
+            facts["task"] = task
+            settle_task(facts)
+            if task == "prm":
+                facts["num_labels"] = facts.get("_labels")
     if facts.get("_rl"):
         _settle_preferences(facts)
     if facts.get("_packing"):
@@ -52,6 +57,22 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
             facts["load_on_host"] = True
         facts.setdefault("upcast_modules", "norms" if facts.get("_fp32_norms") else None)
     return {**setup_fields(facts), "recipe": "axolotl"}
+
+
+HEADS = {"_reward": "reward", "_steps": "prm"}
+"""Switches of another head: axolotl 0.19 core/builders/causal.py, AxolotlRewardTrainer and AxolotlPRMTrainer are
+TRL's.
+"""
+
+
+def _settle_accumulation(facts: Facts, warnings: list[str]) -> None:
+    """batch_size over the micro-batch, on each rank (axolotl 0.19 utils/config/__init__.py normalize_config)."""
+    if "_batch_size" not in facts:
+        return
+    if "gradient_accumulation" in facts:
+        warnings.append("batch_size beside gradient_accumulation_steps: axolotl refuses both; it is left out")
+    else:
+        facts["gradient_accumulation"] = max(1, facts["_batch_size"] // facts["micro_batch"])
 
 
 def _settle_preferences(facts: Facts) -> None:
@@ -163,8 +184,7 @@ def _settle_method(facts: Facts, warnings: list[str]) -> None:
                 "load_in_4bit and load_in_8bit without an adapter: ignored, as nothing could train"
             )
         return
-    if facts.pop("trained_parameters", None):
-        facts["_lacks"] = {"unfrozen_parameters": "names of an adapted model's parameters"}
+    _settle_unfrozen(facts, warnings)
     if facts.get("_eight_bit") and not four_bit:
         facts["quant_type"] = "int8"
     targets = patterns.settle(facts.get("_targets", ()), warnings)
@@ -179,6 +199,29 @@ def _settle_method(facts: Facts, warnings: list[str]) -> None:
     if facts.get("_upcast_adapters") is False and not facts.get("_fp32_gradients"):
         facts["adapter_dtype"] = facts["weight_dtype"]
     _settle_quantization(facts, warnings)
+
+
+def _settle_unfrozen(facts: Facts, warnings: list[str]) -> None:
+    """Beside an adapter the patterns are matched from the start of the adapted model's names, and what none
+    names is frozen, adapters included (axolotl 0.19 train.py setup_model_and_tokenizer, utils/freeze.py).
+    """
+    patterns = facts.pop("trained_parameters", None)
+    if patterns and any(_may_begin(pattern, "base_model.") for pattern in patterns):
+        facts["_lacks"] = {"unfrozen_parameters": "names of an adapted model's parameters"}
+    elif patterns:
+        warnings.append(
+            "unfrozen_parameters names nothing of an adapted model, whose names begin with base_model.model.: "
+            f"axolotl then trains nothing, adapters included; they are counted as trained{SIDE['high']}"
+        )
+
+
+def _may_begin(pattern: str, name: str) -> bool:
+    """Whether a pattern can match at the start of names that begin so: not where its first letters, up to
+    anything that is no letter, are others.
+    """
+    letters, rest = re.fullmatch(r"\^?(\w*)(.*)", pattern, re.DOTALL).groups()  # type: ignore[union-attr]
+    plain = letters[:-1] if rest[:1] in tuple("*?{|") else letters
+    return "|" in rest or plain[: len(name)] == name[: len(plain)]
 
 
 _BNB = {
