@@ -77,18 +77,22 @@ Side = Literal["", "high", "low"]
 OTHERS: tuple[tuple[str, str, Side], ...] = (
     ("trl ebft vllm", "another trainer or more models", "low"),
     ("diffusion_lm diffusion trainer_cls hatchery", "another trainer, with its own loss", ""),
-    ("experts_implementation", "how experts are held and computed", ""),
     (
         "use_scattermoe use_sonicmoe use_dsv4_kernels use_glm_dsa_kernels dsv4_fp4_grouped_mode",
         "a kernel of its own",
         "",
     ),
     ("expert_parallel_size", "experts split across GPUs", "high"),
-    ("fused_attn_kernel gemma4_hybrid_attn_impl large_head_attention", "an attention of axolotl's own", ""),
+    # kernels/gemma4_fused_rope.py: of norm and rotary embedding its input is saved, and a number for each head
+    ("fused_attn_kernel", "norm and rotary embedding of queries and keys as one kernel", "high"),
+    # loaders/patch_manager.py _apply_gemma_hybrid_attention: heads of 512 by sdpa, as all are counted
+    ("gemma4_hybrid_attn_impl", "flash-attention in the layers whose window slides", "high"),
+    ("large_head_attention", "an attention of axolotl's own", ""),
+    ("quantization use_onebitllms", "a quantization other than bitsandbytes'", ""),
     (
-        "quantization model_quantization_config use_onebitllms peft",
-        "a quantization other than bitsandbytes'",
-        "",
+        "peft",
+        "LoftQ: fp32 copies and singular values of a weight, layer by layer, as adapters are made",
+        "low",
     ),
     ("shrink_embeddings overrides_of_model_kwargs", "a changed model", ""),
     ("llmcompressor", "a sparse model", ""),
@@ -97,7 +101,8 @@ OTHERS: tuple[tuple[str, str, Side], ...] = (
     ("flash_attn_*", "a fused kernel of flash-attention's own", ""),
     ("use_kernels", "kernels of a hub in the place of the model's", ""),
     ("s2_attention", "shifted sparse attention", ""),
-    ("use_eaft use_dft scaling_softmax*", "a loss or an attention of axolotl's own", ""),
+    ("use_eaft", "two more copies of the logits of tokens that have a label, in fp32", "low"),
+    ("use_dft scaling_softmax*", "a loss or an attention of axolotl's own", ""),
     ("lora_model_dir", "the rank and targets of an existing adapter", ""),
     ("lisa_n_layers", "layers that take turns to train", "high"),
     ("auto_find_batch_size", "a batch that the file does not state", ""),
@@ -166,6 +171,8 @@ RULES: dict[str, Rule] = {
     "peft_trainable_token_indices": not_modelled("trainable rows of the embedding", errs="low"),
     "nf4_backend": not_modelled("torchao's NF4", ("bitsandbytes",)),
     "activation_offloading": use("_offload", _offloading, "saved tensors go to the host"),
+    "model_quantization_config": use("_quantizer", text, "how the checkpoint is read"),
+    "model_quantization_config_kwargs": use("_quantizer_kwargs", keyword_arguments),
     "tokens": use("_tokens", new_tokens, "rows of the vocabulary"),
     "special_tokens": use("_special_tokens", special_tokens, "rows of the vocabulary beside `tokens`"),
     "resize_token_embeddings_to_32x": use("_rows_32x", flag, "rows of the vocabulary"),
@@ -179,16 +186,17 @@ RULES: dict[str, Rule] = {
     "unfrozen_parameters": use("trained_parameters", names),
     "ple_cpu_offload": not_modelled("tables on the host", errs="high"),
     "lora_on_cpu": not_modelled("adapters on the host", errs="high"),
-    "relora": not_modelled("restarted adapters"),
+    "relora": not_modelled("restarts, which merge adapters into the base between two steps", errs="low"),
     "torch_compile": not_modelled(
         "a compiled step frees and fuses tensors differently", ("auto",), errs="high"
     ),
     "fp8": not_modelled("8-bit products keep scaled copies"),
-    "qat": not_modelled("fake quantization", errs="low"),
+    "qat": not_modelled("fake quantization, which saves copies of every weight and input", errs="low"),
     "tensor_parallel_size": not_modelled("weights split across GPUs", (1,), errs="high"),
     "context_parallel_size": not_modelled("sequences split across GPUs", (1,), errs="high"),
     "sequence_parallel_degree": not_modelled("sequences split across GPUs", (1,), errs="high"),
-    "dp_replicate_size": not_modelled("replicas beside shards", (1,)),
+    "dp_replicate_size": use("replicas", integer, "copies of what dp_shard_size ranks share"),
+    "experts_implementation": not_modelled("how experts are held and computed", ("grouped_mm",)),
     "optim_args": use("_optim_args", arguments),
     "optim_target_modules": use("optim_targets", target_modules),
     "sdpa_varlen": not_modelled("packed rows without a mask", errs="high"),
@@ -277,7 +285,7 @@ RULES: dict[str, Rule] = {
         "numbers of a loss, or details of a switch reported by itself",
         """
         orpo_alpha cpo_alpha simpo_gamma kto_* dpo_* rpo_alpha center_rewards_coefficient eaft_*
-        flex_attn_compile_kwargs evaluation_strategy model_quantization_config_kwargs hf_mlflow_log_artifacts
+        flex_attn_compile_kwargs evaluation_strategy hf_mlflow_log_artifacts
         nvfp4_merge_aware merge_lora merge_method export reinit_weights rope_scaling lisa_step_interval lisa_layers_attribute
     """,
     ),

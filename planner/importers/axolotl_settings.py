@@ -13,6 +13,7 @@ from memplan.planner.importers.fsdp import settle_fsdp
 from memplan.planner.importers.hf import packed_rows, settle_checkpointing
 from memplan.planner.importers.liger import settle_named
 from memplan.planner.importers.rules import SIDE, Facts, setup_fields
+from memplan.planner.importers.sharding import stage_in_name
 from memplan.planner.importers.tasks import settle_task
 from memplan.planner.importers.trl import adapter_method
 
@@ -56,7 +57,30 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
         if facts.get("_host_load") and facts.get("fsdp_version", 2) == 2:
             facts["load_on_host"] = True
         facts.setdefault("upcast_modules", "norms" if facts.get("_fp32_norms") else None)
+    if facts.get("replicas", 1) > 1 and (facts.get("parallel"), facts.get("fsdp_version", 2)) != ("fsdp", 2):
+        facts.pop("replicas")
+        facts["_lacks"] = {**facts.get("_lacks", {}), "dp_replicate_size": "replicas beside shards"}
+    _settle_stored(facts)
     return {**setup_fields(facts), "recipe": "axolotl"}
+
+
+def _settle_stored(facts: Facts) -> None:
+    """Mxfp4Config with dequantize reads gpt-oss's experts in 16 bit (axolotl 0.19 loaders/model.py
+    _set_quantization_config, transformers 5.24 integrations/mxfp4.py Mxfp4Dequantize): on the host where a
+    model is cut across GPUs, since no device_map is set then.
+    """
+    if "_quantizer" not in facts:
+        return
+    arguments = facts.get("_quantizer_kwargs") or {}
+    why = "a quantization other than bitsandbytes'"
+    if facts["_quantizer"] == "Mxfp4Config" and arguments.get("dequantize") is True:
+        facts["checkpoint_quant"] = "none"
+        named = facts.get("_deepspeed")
+        stage = stage_in_name(named) if isinstance(named, str) else None
+        if facts.get("parallel") == "fsdp" or stage == 3:
+            return
+        why = "the experts of one layer at a time are dequantized beside what is loaded"
+    facts["_lacks"] = {**facts.get("_lacks", {}), "model_quantization_config": why}
 
 
 HEADS = {"_reward": "reward", "_steps": "prm"}

@@ -7,17 +7,34 @@ from dataclasses import replace
 from typing import Any
 
 from memplan.planner.importers.resized import NEW_ROWS
-from memplan.planner.importers.rules import SIDE, Facts, Imported, KeyReport, bad
+from memplan.planner.importers.rules import SIDE, Facts, Imported, bad
 from memplan.planner.importers.tasks import lacking
 from memplan.planner.inputs.models import Model
 from memplan.planner.inputs.names import LINEAR_EXPERTS
+from memplan.planner.tables.peft_targets import ALL_LINEAR, LINEAR_MODULES
 
 READ = frozenset(
-    """
-    output_router_logits router_aux_loss_coef num_experts_per_tok num_hidden_layers sliding_window layer_types
-    rope_scaling rope_theta rope_parameters max_position_embeddings tie_word_embeddings use_cache
-    bos_token_id eos_token_id pad_token_id initializer_range rms_norm_eps layer_norm_eps norm_eps
-    """.split()
+    [
+        "output_router_logits",
+        "router_aux_loss_coef",
+        "num_experts_per_tok",
+        "num_hidden_layers",
+        "sliding_window",
+        "layer_types",
+        "rope_scaling",
+        "rope_theta",
+        "rope_parameters",
+        "max_position_embeddings",
+        "tie_word_embeddings",
+        "use_cache",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "initializer_range",
+        "rms_norm_eps",
+        "layer_norm_eps",
+        "norm_eps",
+    ]
 )
 """Fields of a config.json that both engines follow, or that move no memory: with these the changed config is
 planned. Others are named and not counted.
@@ -80,9 +97,23 @@ def applied(imported: Imported, model: Model) -> Model:
     """
     if imported.config:
         model = replace(model, config={**model.config, **imported.config}, _spec=[])
+    if (
+        imported.format == "axolotl"
+        and imported.fields.get("targets") == (ALL_LINEAR,)
+        and _is_mixture(model.config)
+    ):
+        imported.fields["targets"] = (LINEAR_MODULES,)
     if (imported.new_tokens or imported.row_multiple > 1) and "vocabulary" not in imported.fields:
         _resize(imported, _vocabulary(model.config))
     return model
+
+
+def _is_mixture(config: Mapping[str, Any]) -> bool:
+    parts = (config, config.get("text_config"))
+    return any(isinstance(part, Mapping) and any(part.get(key) for key in EXPERTS) for part in parts)
+
+
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
 def _vocabulary(config: Mapping[str, Any]) -> int | None:

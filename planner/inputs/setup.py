@@ -141,6 +141,7 @@ class Setup:
     gpu: str | None
     gpus: Gpus
     parallel: Literal["none", "ddp", "fsdp", "zero1", "zero2", "zero3"]
+    replicas: Count  # fsdp: copies of a model cut across `gpus` ranks, on as many ranks each (HSDP)
     fsdp_version: Literal[1, 2]
     reshard_after_forward: bool  # fsdp: a unit's gathered parameters go after its forward
     load_on_host: bool  # fsdp: a quantized base waits on the host until it is cut
