@@ -164,7 +164,8 @@ def _imported(imported: Imported, options: Mapping[str, Any]) -> Subject:
         raise NoModelError(imported)
     from memplan.planner.importers.changed import applied
 
-    given, model = given_fields(options), applied(imported, find(imported.model))
+    given = given_fields(options)
+    model = applied(imported, find(imported.model), {*given, *file_fields(options)})
     fields = {**imported.fields_on(given.get("gpu")), **file_fields(options)}
     found, setup = api.request(model, imported=fields, **given)
     if api.unknown_family(found):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -91,9 +91,9 @@ OVERRIDES = ("model_config", "overrides_of_model_config")
 ROWS = ("tokens", "resize_token_embeddings_to_32x")
 
 
-def applied(imported: Imported, model: Model) -> Model:
+def applied(imported: Imported, model: Model, said: Collection[str] = ()) -> Model:
     """The model as the file changes it; `imported` gets the rows of its vocabulary, and says what was assumed
-    of them.
+    of them. `said`: fields that somebody sets beside the file.
     """
     if imported.config:
         model = replace(model, config={**model.config, **imported.config}, _spec=[])
@@ -103,7 +103,7 @@ def applied(imported: Imported, model: Model) -> Model:
         and _is_mixture(model.config)
     ):
         imported.fields["targets"] = (LINEAR_MODULES,)
-    if (imported.new_tokens or imported.row_multiple > 1) and "vocabulary" not in imported.fields:
+    if (imported.new_tokens or imported.row_multiple > 1) and "vocabulary" not in {*imported.fields, *said}:
         _resize(imported, _vocabulary(model.config))
     return model
 
