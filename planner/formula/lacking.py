@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from memplan.planner.inputs.companions import teacher_of
 from memplan.planner.inputs.setup import Setup
-from memplan.planner.inputs.spec import ModelSpec, Moe
+from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.tasks import TASKS
@@ -26,7 +26,7 @@ def lacking(spec: ModelSpec, setup: Setup) -> str:
         "adapters on parameters (target_parameters)": bool(setup.target_parameters),
         "parameters trained by name (trained_parameters)": bool(setup.trained_parameters),
         "adapters on some layers alone (layers_to_transform)": bool(setup.layers_to_transform),
-        "a loss of the router's logits (output_router_logits)": _balances(spec),
+        "a loss of the router's logits (output_router_logits)": spec.balances and not _balanced(spec, setup),
     }
     lack = next((what for what, holds in reasons.items() if holds), "")
     if lack or not setup.merge:
@@ -36,12 +36,10 @@ def lacking(spec: ModelSpec, setup: Setup) -> str:
     return merging(spec, setup)
 
 
-def _balances(spec: ModelSpec) -> bool:
-    """Whether the model adds a loss of how its experts are chosen (transformers 5.24
-    models/mixtral/modeling_mixtral.py load_balancing_loss_func).
-    """
-    mixtures = any(isinstance(layer.mlp, Moe) for _, layer in spec.layers)
-    return mixtures and spec.config.get("output_router_logits") is True
+def _balanced(spec: ModelSpec, setup: Setup) -> bool:
+    """Whether a loss of how experts are chosen has a rule (formula/forward/added_losses.py)."""
+    trains = METHODS[setup.method].trains != "nothing"
+    return trains and spec.model_type == "mixtral" and (setup.task, setup.loss) == ("sft", "full")
 
 
 def _unknown_teacher(setup: Setup) -> bool:
