@@ -97,11 +97,8 @@ def applied(imported: Imported, model: Model, said: Collection[str] = ()) -> Mod
     """
     if imported.config:
         model = replace(model, config={**model.config, **imported.config}, _spec=[])
-    if (
-        imported.format == "axolotl"
-        and imported.fields.get("targets") == (ALL_LINEAR,)
-        and _is_mixture(model.config)
-    ):
+    everywhere = imported.linear_modules and imported.fields.get("targets") == (ALL_LINEAR,)
+    if everywhere and _is_mixture(model.config):
         imported.fields["targets"] = (LINEAR_MODULES,)
     if (imported.new_tokens or imported.row_multiple > 1) and "vocabulary" not in {*imported.fields, *said}:
         _resize(imported, _vocabulary(model.config))
