@@ -16,6 +16,7 @@ from memplan.planner.answers.verdict import least_bytes, what_it_takes
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.prediction import GpuVerdict, Prediction
 from memplan.planner.tables.gpus import Gpu
+from memplan.planner.tables.parallel import named
 from memplan.planner.tables.units import GIB
 from memplan.render.bar import STYLES
 from memplan.render.components import device_segments
@@ -131,7 +132,7 @@ def subject(prediction: Prediction) -> str:
     if setup.method != "inference":
         parts.append(f"gradient checkpointing {'off' if setup.checkpointing == 'none' else 'on'}")
     if setup.gpus > 1:
-        parts.append(f"one rank of {setup.gpus} ({setup.parallel})")
+        parts.append(f"one rank of {setup.gpus} ({named(setup.parallel, setup.fsdp_version)})")
     return " · ".join(parts)
 
 

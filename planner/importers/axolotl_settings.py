@@ -52,7 +52,8 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
         or "_shards" in facts
     ):
         facts["gpus"] = facts.get("_shards", 1)
-        settle_fsdp(facts, warnings)
+        # axolotl 0.19 utils/schemas/validation.py check_fsdp_version_in_fsdp_config: 1 where none is named
+        settle_fsdp(facts, warnings, version=1, trainer=True)
         # axolotl 0.18 loaders/model.py _build_model: rank 0 loads onto "cpu", the others onto "meta"
         if facts.get("_host_load") and facts.get("fsdp_version", 2) == 2:
             facts["load_on_host"] = True
@@ -129,7 +130,7 @@ def _settle_loss(facts: Facts, warnings: list[str]) -> None:
     if facts.get("_fused_loss") or cut:
         facts["loss"] = "fused"
     elif facts.get("_chunked_loss"):
-        facts["loss"] = "chunked"
+        facts["loss"] = "axolotl-chunked"
     if cut:
         warnings.append(
             "cut cross-entropy holds no logits at all: Liger's fused loss is assumed, so the prediction is "

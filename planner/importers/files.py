@@ -238,7 +238,7 @@ def _merge_fsdp(imported: Imported, config: Mapping[str, Any]) -> None:
     facts, keys, warnings = walk(FSDP | {"xla*": Rule("ignored", why="TPU only")}, config, "fsdp_config.")
     if imported.fields.get("parallel") == "fsdp":
         facts.setdefault("_strategy", ("fsdp", imported.fields.get("reshard_after_forward", True), False))
-        settle_fsdp(facts, warnings)
+        settle_fsdp(facts, warnings, trainer=True)
         imported.fields |= setup_fields(facts)
     imported.keys += keys
     imported.warnings += warnings

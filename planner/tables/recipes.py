@@ -58,6 +58,7 @@ _FP32_OUTPUTS = "accelerate 1.15 accelerator.py prepare_model -> convert_outputs
 _KBIT = (
     "peft 0.21 utils/other.py prepare_model_for_kbit_training, the documented first step of k-bit training"
 )
+_TORCHS_FSDP1 = {"use_orig_params": False, "backward_prefetch": "pre"}
 _OUR_QUANT = (
     "nf4, double quantization and bfloat16 compute: memplan defaults for qlora (library "
     "defaults: fp4, single quantization, float32)"
@@ -75,6 +76,9 @@ RECIPES: dict[str, Recipe] = {
         {"optimizer": "adamw_torch", "optimizer_mode": "foreach"},
         methods={"quantized": {**_QUANT, "checkpointing": "reentrant"}},
         sources={
+            **dict.fromkeys(
+                _TORCHS_FSDP1, "torch 2.14 distributed/fsdp/fully_sharded_data_parallel.py __init__"
+            ),
             "checkpointing": (
                 "peft 0.21 utils/other.py prepare_model_for_kbit_training passes {}: torch's default, "
                 "reentrant"
@@ -83,6 +87,8 @@ RECIPES: dict[str, Recipe] = {
             "kbit_prepare": _KBIT,
         },
         notes=(("quant_type", _OUR_QUANT),),
+        # torch 2.14 distributed/fsdp/fully_sharded_data_parallel.py __init__
+        when=(({"parallel": "fsdp", "fsdp_version": 1}, _TORCHS_FSDP1),),
     ),
     "hf": Recipe(
         "hf",
