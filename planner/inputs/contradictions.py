@@ -62,6 +62,11 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
             f"gpus {s.gpus} needs --parallel {SPOKEN}",
         ),
         (
+            s.replicas > 1 and (s.parallel != "fsdp" or s.fsdp_version != 2),
+            f"replicas {s.replicas} are copies of a model that FSDP2 cuts: use --parallel fsdp, or --gpus "
+            f"{s.gpus * s.replicas} alone",
+        ),
+        (
             s.activation_offload != "none" and s.device == "cpu",
             "activation_offload moves saved tensors from a GPU to the host: device cpu has none to move",
         ),

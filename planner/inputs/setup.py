@@ -143,6 +143,7 @@ class Setup:
     gpu: str | None
     gpus: Gpus
     parallel: Literal["none", "ddp", "fsdp", "zero1", "zero2", "zero3"]
+    replicas: Count  # fsdp: copies of a model cut across `gpus` ranks, on as many ranks each (HSDP)
     fsdp_version: Literal[1, 2]
     use_orig_params: bool  # fsdp 1: the optimizer has a part of each parameter, not of the flat one
     backward_prefetch: Literal["none", "pre", "post"]  # fsdp 1: when the unit before is gathered

@@ -91,6 +91,7 @@ BASE: dict[str, Any] = {
     "gpus": 1,
     "parallel": "none",
     "fsdp_version": 2,
+    "replicas": 1,
     "use_orig_params": True,
     "backward_prefetch": "none",
     "reshard_after_forward": True,
@@ -158,6 +159,7 @@ BASE_SOURCES: dict[str, str] = {
     "trainable_layers": "LLaMA-Factory 0.9.5 hparams/finetuning_args.py freeze_trainable_layers 2",
     "init_rank": "peft 0.21 tuners/adalora/config.py init_r 12",
     "target_rank": "peft 0.21 tuners/adalora/config.py target_r 8",
+    "replicas": "transformers 5.24 training_args.py parallelism_config None: one copy",
     "fsdp_version": "transformers 5.23 training_args.py _process_fsdp_args; accelerate's own files and options say 1",
     **dict.fromkeys(
         ("use_orig_params", "backward_prefetch"),

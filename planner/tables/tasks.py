@@ -131,7 +131,7 @@ TASKS: dict[str, Task] = _table(
         head="tokens",
         sequences=("input_ids", "attention_mask", "labels"),
         dropout=False,
-        stacks=("hf", "trl"),
+        stacks=("hf", "trl", "axolotl"),
         defaults={"loss": "full", "targets": ("peft-default",)},
     ),
     Task(
