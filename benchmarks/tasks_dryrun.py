@@ -121,7 +121,9 @@ class Case:
                 if self.task == "seq2seq"
                 else None,
                 "gpu": self.gpu,
-                "torch": "2.14" if self.beside or self.task in (*LLAMAS, "embed") else "2.12",
+                "torch": "2.14"
+                if self.beside or "trl" in self.said or self.task in (*LLAMAS, "embed")
+                else "2.12",
                 **adapters,
                 **({} if self.method == "full" else {"dropout": 0.05}),
                 **own,
@@ -136,14 +138,24 @@ LLAMAS: dict[str, tuple[tuple[str, str, int, int, bool], ...]] = {
         ("llama-3.2-1b", "lora", 4, 512, False),
         ("llama-3.1-8b", "lora", 2, 1024, True),
     ),
-    "dpo_whole": (
-        ("llama-3.2-1b", "lora", 2, 512, True),
-        ("llama-3.2-1b", "full", 1, 1024, False),
-        ("llama-3.2-1b", "full", 4, 256, True),
-        ("qwen2.5-0.5b", "qlora", 2, 512, True),
-    ),
 }
-"""Tasks that only these shapes are run of, prm with trl 1.0, dpo_whole with trl 1.9; torch 2.14."""
+"""Tasks that only these shapes are run of, prm with trl 1.0; torch 2.14."""
+
+EARLIER = (
+    ("dpo", "llama-3.2-1b", "lora", 2, 512, True, ()),
+    ("dpo", "llama-3.2-1b", "full", 1, 1024, False, ()),
+    ("dpo", "llama-3.2-1b", "full", 4, 256, True, ()),
+    ("dpo", "qwen2.5-0.5b", "qlora", 2, 512, True, ()),
+    ("kto", "llama-3.2-1b", "lora", 4, 512, True, ()),
+    ("kto", "llama-3.2-1b", "full", 2, 512, False, ()),
+    ("kto", "qwen2.5-0.5b", "qlora", 4, 512, True, ()),
+    ("orpo", "llama-3.2-1b", "lora", 2, 512, True, ()),
+    ("cpo", "llama-3.2-1b", "full", 2, 256, True, ()),
+    ("grpo", "llama-3.2-1b", "lora", 8, 256, True, (64, 2)),
+    ("grpo", "llama-3.2-1b", "full", 4, 192, True, (32, 2)),
+    ("rloo", "llama-3.2-1b", "lora", 8, 256, True, (64, 2)),
+)
+"""With TRL before 1.15, which takes whole logits: 1.9 (trl=1.13) and 1.14; torch 2.14."""
 
 SHAPES = (
     ("qwen2.5-0.5b", "lora", 4, 1024, True),
@@ -239,6 +251,9 @@ def cases() -> Iterator[Case]:
         yield from (Case("embed", *shape, gpu, said=said) for gpu in GPUS)
     for task, shapes in LLAMAS.items():
         yield from (Case(task, *shape, gpu) for shape in shapes for gpu in GPUS)
+    for *shape, own in EARLIER:
+        for trl, gpus in (("1.13", GPUS), ("1.14", GPUS[1:])):
+            yield from (Case(*shape, gpu, own, said={"trl": trl}) for gpu in gpus)
     for shape in SHAPES:
         for task in SCRIPTS:
             if (

@@ -73,12 +73,20 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"task": "dpo_logits", "recipe": "llamafactory", "method": "lora", "weight_dtype": "bfloat16"},
     ),
     "dpo of whole logits, second model": (QWEN, {"task": "dpo_logits", "recipe": "raw", "method": "full"}),
-    "dpo before TRL 1.13, full": (LLAMA, {"task": "dpo_whole", "method": "full", "checkpointing": "none"}),
-    "dpo before TRL 1.13, axolotl": (QWEN, {"task": "dpo_whole", "recipe": "axolotl", "method": "qlora"}),
-    "dpo before TRL 1.13, 16-bit logits": (
+    "dpo up to TRL 1.13, full": (
         LLAMA,
-        {"task": "dpo_whole", "autocast": "none", "weight_dtype": "bfloat16"},
+        {"task": "dpo", "trl": "1.13", "method": "full", "checkpointing": "none"},
     ),
+    "dpo up to TRL 1.13, axolotl": (QWEN, {"task": "dpo", "recipe": "axolotl", "method": "qlora"}),
+    "dpo up to TRL 1.13, 16-bit logits": (
+        LLAMA,
+        {"task": "dpo", "trl": "1.13", "autocast": "none", "weight_dtype": "bfloat16"},
+    ),
+    "dpo of TRL 1.14": (LLAMA, {"task": "dpo", "trl": "1.14", "recipe": "trl", "method": "full"}),
+    "kto up to TRL 1.13, second model": (QWEN, {"task": "kto", "trl": "1.13", "method": "full"}),
+    "kto of TRL 1.14, axolotl": (LLAMA, {"task": "kto", "recipe": "axolotl", "trl": "1.14"}),
+    "cpo up to TRL 1.13": (LLAMA, {"task": "cpo", "trl": "1.13", "recipe": "trl"}),
+    "orpo of axolotl, qlora": (QWEN, {"task": "orpo", "recipe": "axolotl", "method": "qlora"}),
     "kto, lora": (LLAMA, {"task": "kto", "recipe": "trl", "weight_dtype": "bfloat16"}),
     "kto, full": (QWEN, {"task": "kto", "method": "full"}),
     "orpo, lora": (LLAMA, {"task": "orpo", "recipe": "trl", "weight_dtype": "bfloat16"}),
@@ -95,7 +103,11 @@ def setup_of(**fields: Any) -> Setup:
 
 
 SLOW = (
-    "dpo before TRL 1.13, axolotl",
+    "dpo up to TRL 1.13, axolotl",
+    "kto up to TRL 1.13, second model",
+    "kto of TRL 1.14, axolotl",
+    "dpo of TRL 1.14",
+    "orpo of axolotl, qlora",
     "dpo, accumulated",
     "cpo, accumulated",
     "classify, accumulated",
@@ -172,12 +184,17 @@ def test_pairs_without_a_reference_have_whole_logits(task: str) -> None:
     assert not lacks(setup_of(task=task))
 
 
-def test_dpo_before_trl_1_13_holds_two_models_logits() -> None:
-    """Those of the reference too, and a copy for their entropy: three times a pair's whole logits."""
+def test_dpo_up_to_trl_1_13_holds_two_models_logits() -> None:
+    """Those of the reference too, and a copy for their entropy: three times a pair's whole logits. TRL 1.14
+    has no copy, 1.15 no whole logits.
+    """
     same = {"method": "lora", "recipe": "trl", "micro_batch": 4, "sequence_length": 512}
     logits = 2 * 4 * 512 * 50_000 * 4
-    found = plan(read_config(LLAMA), setup_of(task="dpo_whole", **same))
-    assert found.moment("forward").allocated_bytes > 3 * logits * 511 / 512
+    forward = {
+        trl: plan(read_config(LLAMA), setup_of(task="dpo", trl=trl, **same)).moment("forward").allocated_bytes
+        for trl in ("1.13", "1.14")
+    }
+    assert forward["1.13"] > 3 * logits * 511 / 512 > forward["1.14"] > 2.4 * logits
     for task in ("dpo", "sft"):
         assert peak(LLAMA, task=task, **same) < logits, task
 
@@ -473,7 +490,7 @@ FILES = {
     "dpo.yaml": (
         "base_model: meta-llama/Llama-2-7b-hf\nrl: ipo\nadapter: qlora\nload_in_4bit: true\nlora_r: 8\n"
         "lora_target_linear: true\nsequence_len: 1024\n",
-        "dpo_whole",
+        "dpo",
         "",
     ),
     "rl.yaml": ("base_model: meta-llama/Llama-2-7b-hf\nrl: kto\nadapter: lora\nlora_r: 8\n", "sft", "rl"),

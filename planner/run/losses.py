@@ -10,6 +10,7 @@ from typing import Any
 from memplan.planner.run import (
     chunked_loss,
     distillation,
+    earlier_trl,
     embeddings,
     fused_loss,
     policy,
@@ -30,7 +31,9 @@ LOSSES = {"chunked": chunked_loss.loss_of, "fused": fused_loss.loss_of}
 
 def forward(built: Built) -> Any:
     """The model's outputs with a loss in them, autocast and cast as the setup has it."""
-    task = TASK_LOSSES.get(built.setup.task)
+    setup = built.setup
+    earlier = earlier_trl.EARLIER_LOSSES.get(setup.task) if setup.loss == "full" else None
+    task = earlier or TASK_LOSSES.get(setup.task)
     if task is not None:
         return task(built)
     if built.setup.loss != "full":

@@ -87,6 +87,7 @@ BASE: dict[str, Any] = {
     "allocator": "native",
     "torch": NEWEST,
     "transformers": "5",
+    "trl": "1.16",
     "gpu": None,
     "gpus": 1,
     "parallel": "none",
