@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from memplan.planner.importers import patterns
+from memplan.planner.importers import axolotl_rl, patterns
 from memplan.planner.importers.choices import optimizer
 from memplan.planner.importers.fsdp import FSDP
 from memplan.planner.importers.hf import DETERMINISTIC, NOISE, keyword_arguments
@@ -76,7 +76,7 @@ LEGACY_ATTENTION = {
 Side = Literal["", "high", "low"]
 OTHERS: tuple[tuple[str, str, Side], ...] = (
     (
-        "process_reward_model trl ebft vllm",
+        "ebft",
         "another trainer or more models",
         "low",
     ),
@@ -154,7 +154,11 @@ RULES: dict[str, Rule] = {
     "deepspeed": use("_deepspeed"),
     "dp_shard_size": use("_shards", integer),
     "reward_model": use("_reward", flag, "a pooled head, chosen and rejected rows"),
+    "process_reward_model": use("_process_steps", flag, "a head for every token"),
+    "num_labels": use("_labels", integer),
     "rl": use("_rl", text),
+    "rl_beta": use("_rl_beta", number, "a number of the loss, GRPO's reference model"),
+    **axolotl_rl.RULES,
     "precompute_ref_log_probs": use("_precomputed", flag, "no reference model while training"),
     "rl_adapter_ref_model": use("_reference", flag, "a second model beside an adapter"),
     "dpo_use_weighting": not_modelled("log-sums of whole logits, twice", errs="low"),
@@ -267,7 +271,7 @@ RULES: dict[str, Rule] = {
         """
         tf32 torch_compile_* flash_optimum chunked_cross_entropy_num_chunks cut_cross_entropy_* tiled_mlp_* fp8_*
         fp32_norm_classes pad_to_multiple_of lora_fan_in_fan_out mean_resizing_embeddings
-        fa_varlen_kwargs_in_collator rl_beta heads_k_stride ring_attn_func peft_init_lora_weights peft_layers_pattern
+        fa_varlen_kwargs_in_collator heads_k_stride ring_attn_func peft_init_lora_weights peft_layers_pattern
         lora_alpha_pattern peft_ensure_weight_tying
     """,
     ),
@@ -278,7 +282,7 @@ RULES: dict[str, Rule] = {
     **ignored(
         "numbers of a loss, or details of a switch reported by itself",
         """
-        orpo_alpha cpo_alpha simpo_gamma kto_* dpo_* rpo_alpha center_rewards_coefficient num_labels eaft_*
+        orpo_alpha cpo_alpha simpo_gamma kto_* dpo_* rpo_alpha center_rewards_coefficient eaft_*
         flex_attn_compile_kwargs evaluation_strategy model_quantization_config_kwargs hf_mlflow_log_artifacts
         nvfp4_merge_aware merge_lora merge_method export reinit_weights rope_scaling lisa_step_interval lisa_layers_attribute
     """,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from memplan.planner.importers import patterns
+from memplan.planner.importers import axolotl_rl, patterns
 from memplan.planner.importers.axolotl import LEGACY_ATTENTION
 from memplan.planner.importers.choices import settle_attention, settle_optimizer
 from memplan.planner.importers.fsdp import settle_fsdp
@@ -34,8 +34,11 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     if facts.get("_reward"):  # axolotl 0.19 core/builders/causal.py: AxolotlRewardTrainer is TRL's
         facts["task"] = "reward"
         settle_task(facts)
+    elif facts.get("_process_steps"):  # AxolotlPRMTrainer is TRL 1.9's; its class has two labels by itself
+        facts["task"], facts["num_labels"] = "prm", facts.get("_labels")
+        settle_task(facts)
     if facts.get("_rl"):
-        _settle_preferences(facts)
+        axolotl_rl.settle(facts, warnings)
     if facts.get("_packing"):
         packed_rows(facts, warnings)
     if "_pad" in facts:
@@ -51,24 +54,7 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
         if facts.get("_host_load") and facts.get("fsdp_version", 2) == 2:
             facts["load_on_host"] = True
         facts.setdefault("upcast_modules", "norms" if facts.get("_fp32_norms") else None)
-    return {**setup_fields(facts), "recipe": "axolotl"}
-
-
-def _settle_preferences(facts: Facts) -> None:
-    """axolotl 0.19 core/builders/rl.py: dpo and ipo are TRL 1.9's DPOTrainer, which makes a quantized model's
-    adapters itself, in bfloat16; rows are those of the collator, padded to no multiple.
-    """
-    if facts["_rl"] not in ("dpo", "ipo"):
-        facts["_lacks"] = {**facts.get("_lacks", {}), "rl": f"{facts['_rl']}: {FURTHER_MODELS}"}
-        return
-    facts["task"] = "dpo_whole"
-    settle_task(facts)
-    facts.pop("_packing", None)
-    if facts.get("quant_type", "none") != "none" or facts["method"] == "qlora":
-        facts["adapter_dtype"] = "bfloat16"
-
-
-FURTHER_MODELS = "reinforcement and preference training hold further models"
+    return axolotl_rl.finished(facts, {**setup_fields(facts), "recipe": "axolotl"}, warnings)
 
 
 def _multiple(pad: bool, length: int) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from memplan.planner.formula.forward import token_scores
 from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.forward.losses import logits_of
+from memplan.planner.formula.forward.token_scores import HALVES
 from memplan.planner.formula.symbolic.expr import as_expr, ceil_div, minimum, product
 from memplan.planner.formula.tape.ops import cast, part_of
 from memplan.planner.formula.tape.tape import Tensor
@@ -75,7 +76,6 @@ def metrics(w: Context, logits: Tensor) -> None:
             del flat, made
         copies = []
         if TASKS[w.setup.task].rows == 1:
-            copies = [t.alloc(f"logits of {which} rows", half, dtype, "picked") for which in token_scores.HALVES]
+            copies = [t.alloc(f"logits of {each} rows", half, dtype, "picked") for each in HALVES]
         counted = t.alloc("logits of one half", half, dtype, "completions'")
         del counted, copies
-

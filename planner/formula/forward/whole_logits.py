@@ -12,9 +12,9 @@ from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.forward.losses import log_likelihood, log_softmax, logits_of
 from memplan.planner.formula.parameters import S
 from memplan.planner.formula.resident.loading import batch_tensors
-from memplan.planner.formula.symbolic.expr import Sized, as_expr, ceil_div, exceeds, minimum, product
-from memplan.planner.formula.tape.ops import Grads, add, cast, concatenate, part_of, split, unary
-from memplan.planner.formula.tape.tape import Node, Tape, Tensor
+from memplan.planner.formula.symbolic.expr import Sized, as_expr, ceil_div, exceeds
+from memplan.planner.formula.tape.ops import add, cast, part_of, unary
+from memplan.planner.formula.tape.tape import Tensor
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.tasks import HOLDS_LOGITS
 
