@@ -153,7 +153,7 @@ EARLIER = (
     ("cpo", "llama-3.2-1b", "full", 2, 256, True, ()),
     ("grpo", "llama-3.2-1b", "lora", 8, 256, True, (64, 2)),
     ("grpo", "llama-3.2-1b", "full", 4, 192, True, (32, 2)),
-    ("rloo", "llama-3.2-1b", "lora", 8, 256, True, (64, 2)),
+    ("rloo", "llama-3.2-1b", "lora", 8, 128, True, (32, 2)),
 )
 """With TRL before 1.15, which takes whole logits: 1.9 (trl=1.13) and 1.14; torch 2.14."""
 

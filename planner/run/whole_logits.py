@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 
 from memplan.planner.run.built import Built
-from memplan.planner.run.preferences import called, of_reference
+from memplan.planner.run.preferences import KL, called, kto_loss, of_reference
 from memplan.planner.run.token_scores import selected
 from memplan.planner.tables.tasks import HOLDS_LOGITS
 
@@ -59,6 +59,30 @@ def dpo_logits(built: Built) -> Any:
     return {"loss": loss}
 
 
+def kto_logits(built: Built) -> Any:
+    """1 - sigmoid(beta (log-ratio - divergence)) of one half of the rows, with the other sign of the other;
+    model and reference each score the exchanged completions after their own rows, without a graph, and copy
+    the logits of both halves, the model's until the metrics are there.
+    """
+    ratios, divergence, held = _halves(built, built.model)
+    reference = of_reference(built, lambda model, base: torch.stack(_halves(built, model)[:2]))
+    if reference is not None:
+        ratios, divergence = ratios - reference[0], divergence - reference[1]
+    loss = kto_loss(ratios, divergence)
+    del held
+    return {"loss": loss}
+
+
+def _halves(built: Built, model: Any) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    """(N,) log-probabilities of rows and of exchanged completions, and the logits of either half of the
+    rows.
+    """
+    logits, rows = _scored(built, model)
+    with torch.no_grad():
+        exchanged = _scored(built, model, KL)[1]
+    return rows, exchanged, [half.clone() for half in logits.tensor_split(2)]
+
+
 def asft(built: Built) -> Any:
     """Cross-entropy weighted by the labels' probabilities, and the divergence from the reference's softmax
     (LLaMA-Factory 0.9.5 train/trainer_utils.py). The model has the labels too, and takes its own loss. Logits
@@ -90,9 +114,15 @@ def _of_reference(built: Built) -> Any:
         return called(built, built.reference, {**inputs, "use_cache": True})
 
 
-def _scored(built: Built, model: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """The logits in fp32, and (2B,) summed log-probabilities of each row's labels, of a copy of the batch."""
-    inputs = {name: tensor.clone() for name, tensor in built.batch.items()}
+def _scored(built: Built, model: Any, begins: str = "") -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits in fp32, and (N,) summed log-probabilities of each row's labels, of a copy of the batch's
+    tensors: those whose names begin as `begins`, KL or "", says.
+    """
+    inputs = {
+        name.removeprefix(begins): tensor.clone()
+        for name, tensor in built.batch.items()
+        if name.startswith(KL) == bool(begins)
+    }
     labels = inputs.pop("labels")
     logits = called(built, model, {**inputs, "use_cache": False}).logits.to(torch.float32)
     labels = labels[:, 1:].clone()
@@ -137,5 +167,6 @@ WHOLE_LOGITS_LOSSES: dict[str, Callable[[Built], Any]] = {
     "cpo": cpo,
     "asft": asft,
     "dpo_logits": dpo_logits,
+    "kto_logits": kto_logits,
 }
 """Task -> the loss of its trainer."""

@@ -175,18 +175,31 @@ TASKS: dict[str, Task] = _table(
         defaults={"loss": "full"},
     ),
     Task(
+        name="kto_logits",
+        summary="as kto, each log-probability from whole logits in fp32 and their log-softmax: LLaMA-Factory's own "
+        "trainer",
+        source="LLaMA-Factory 0.9.5 train/kto/trainer.py concatenated_forward, get_batch_loss_metrics, data/"
+        "collator.py KTODataCollatorWithPadding",
+        sequences=tuple(
+            start + name for start in ("", "KL_") for name in ("input_ids", "attention_mask", "labels")
+        ),
+        reference=True,
+        divergence=True,
+        formula=False,
+        dropout=False,
+        stacks=("llamafactory",),
+        defaults={"loss": "full"},
+    ),
+    Task(
         name="kto",
         summary="log-probabilities of one row for each example, and of another's completion, by the model and by a "
         "reference model",
         source="trl 1.16 trainer/kto_trainer.py KTOTrainer._compute_loss, _compute_kl_logps, "
         "DataCollatorForUnpairedPreference; trainer/kto_config.py disable_dropout",
-        sequences=(
-            "input_ids",
-            "attention_mask",
-            "completion_mask",
-            "KL_input_ids",
-            "KL_attention_mask",
-            "KL_completion_mask",
+        sequences=tuple(
+            start + name
+            for start in ("", "KL_")
+            for name in ("input_ids", "attention_mask", "completion_mask")
         ),
         row_labels=True,
         reference=True,

@@ -26,7 +26,8 @@ def begin(w: Context) -> list[Tensor]:
 def scored(w: Context, hidden: Tensor) -> tuple[Tensor, list[Tensor]]:
     """A log-probability for each row, and what is kept beside it for the metrics."""
     if w.setup.loss == "full":
-        return (earlier_trl if earlier_trl.holds(w.setup) else whole_logits).scored(w, hidden)
+        score: Score = earlier_trl.scored if earlier_trl.holds(w.setup) else whole_logits.scored
+        return score(w, hidden)
     t = w.t
     each = log_probabilities(w, hidden)
     tokens = each.shape
