@@ -154,6 +154,7 @@ BASE_SOURCES: dict[str, str] = {
     "allocator": "torch 2.13 c10/cuda/CUDAAllocatorConfig.h: expandable_segments is off",
     "torch": "the newest version whose allocator was compared with its own CUDA build (planner/tables/torch_versions.py)",
     "transformers": "transformers 4.49 loss/loss_utils.py ForCausalLMLoss shifts the labels alone, as 5.24 does",
+    "trl": "trl 1.16 trainer/utils.py add_fused_lm_head: log-probabilities from tiles of logits, as since 1.15",
     "trainable_layers": "LLaMA-Factory 0.9.5 hparams/finetuning_args.py freeze_trainable_layers 2",
     "init_rank": "peft 0.21 tuners/adalora/config.py init_r 12",
     "target_rank": "peft 0.21 tuners/adalora/config.py target_r 8",
