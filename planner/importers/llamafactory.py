@@ -38,6 +38,13 @@ ATTENTION = {
 }
 
 NEW_TOKENS = ("add_tokens", "add_special_tokens")
+VALUES = {
+    "rm": "a rejected row for each, whole logits that no loss reads and every layer's hidden states beside its "
+    "value head",
+    "ppo": "a value head, a reward model, and samples with their scores",
+}
+"""Stages whose trainers are LLaMA-Factory's own and that no task follows, and what of them is not counted (0.9.5
+train/rm/trainer.py compute_loss, train/ppo/trainer.py)."""
 RESIZED = ("embed_tokens", "lm_head")
 """What resize_vocab adds to what an adapter trains (0.9.5 model/adapter.py _setup_lora_tuning): embeddings and
 head, by the names that nearly every decoder has for them. They grow only where the tokenizer has more entries
@@ -202,10 +209,9 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     elif facts.get("_stage") == "kto":
         facts["task"] = "kto_logits"
     elif facts.get("_stage", "sft") not in ("sft", "pt"):
-        facts["_lacks"] = {"stage": f"{facts['_stage']}: the rows, models and loss beside the trained one's"}
-        warnings.append(
-            f"stage {facts['_stage']}: the models and the loss beside the trained one are not modeled"
-        )
+        lack = VALUES[facts["_stage"]]
+        facts["_lacks"] = {"stage": f"{facts['_stage']}: {lack}"}
+        warnings.append(f"stage {facts['_stage']} is not modeled: {lack}")
     _settle_vocabulary(facts)
     lacks = {"freeze_vision_tower": TOWER} if facts.get("vision_tower") == "trained" else {}
     shown = {"image_scaled_to": "image_max_pixels", "video_scaled_to": "video_max_pixels"}
