@@ -18,6 +18,9 @@ def lacking(spec: ModelSpec, setup: Setup) -> str:
         "the teacher's family": _unknown_teacher(setup),
         "a PEFT adapter_config.json, which can be of any type": setup.adapter is not None,
         f"task '{setup.task}'": not TASKS[setup.task].formula,
+        f"samples scored by trl {setup.trl}": TASKS[setup.task].generates
+        and TASKS[setup.task].folds
+        and setup.loss == "full",
         "a reward model beside the trained one": setup.reward_model is not None,
         "the cached loss of one text at a time": setup.mini_batch == 1,
         "top_p and top_k": setup.top_p is not None or setup.top_k is not None,

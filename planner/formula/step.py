@@ -7,7 +7,7 @@ where they are accumulated.
 
 from __future__ import annotations
 
-from memplan.planner.formula.forward import preferences, whole_logits
+from memplan.planner.formula.forward import earlier_trl, preferences, whole_logits
 from memplan.planner.formula.forward.added_losses import Routed, as_returned, balanced, regularized
 from memplan.planner.formula.forward.context import Context, Device
 from memplan.planner.formula.forward.decoder import Decoder, Guard
@@ -253,14 +253,16 @@ class Step:
         rows, kept = preferences.scored(w, self.hooks.leave("tail", self.decoder.run()))
         t.forget_casts()
         self.decoder.outside.clear()
-        held: list[Tensor] | None = [] if self.setup.task in whole_logits.MEASURED else None
+        held: list[Tensor] | None = [] if earlier_trl.holds(self.setup) else None
         reference = preferences.against_reference(w, self.guard, self.resident[0], held)
         loss = self.hooks.leave("root", preferences.preference_loss(w, rows, reference))
         if held is not None:
-            whole_logits.metrics(w, *kept)
+            earlier_trl.metrics(w, kept[0])
         if self.setup.method == "adalora":
             loss = regularized(w, self.decoder.blocks(), loss)
-        del labels, kept, reference, beside, held
+        with t.dropping():  # a cache of every layer is among them
+            del held
+        del labels, kept, reference, beside
         return self._alone(loss)
 
     def _joined(self) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from memplan.planner.importers import patterns
+from memplan.planner.importers import axolotl_rl, patterns
 from memplan.planner.importers.changed import OVERRIDES, new_tokens, overrides, special_tokens
 from memplan.planner.importers.choices import optimizer
 from memplan.planner.importers.fsdp import FSDP
@@ -83,7 +83,7 @@ LEGACY_ATTENTION = {
 
 Side = Literal["", "high", "low"]
 OTHERS: tuple[tuple[str, str, Side], ...] = (
-    ("trl ebft vllm", "another trainer or more models", "low"),
+    ("ebft", "another trainer or more models", "low"),
     ("diffusion_lm diffusion trainer_cls hatchery", "another trainer, with its own loss", ""),
     (
         "use_scattermoe use_sonicmoe use_dsv4_kernels use_glm_dsa_kernels dsv4_fp4_grouped_mode",
@@ -163,6 +163,8 @@ RULES: dict[str, Rule] = {
     "process_reward_model": use("_steps", flag, "a head for every token"),
     "num_labels": use("_labels", integer, "of such a head"),
     "rl": use("_rl", text),
+    "rl_beta": use("_rl_beta", number, "a number of the loss, GRPO's reference model"),
+    **axolotl_rl.RULES,
     "precompute_ref_log_probs": use("_precomputed", flag, "no reference model while training"),
     "rl_adapter_ref_model": use("_reference", flag, "a second model beside an adapter"),
     "dpo_use_weighting": not_modelled("log-sums of whole logits, twice", errs="low"),
@@ -283,7 +285,7 @@ RULES: dict[str, Rule] = {
         """
         tf32 torch_compile_* flash_optimum chunked_cross_entropy_num_chunks cut_cross_entropy_* tiled_mlp_* fp8_*
         fp32_norm_classes pad_to_multiple_of lora_fan_in_fan_out mean_resizing_embeddings
-        fa_varlen_kwargs_in_collator rl_beta heads_k_stride ring_attn_func peft_init_lora_weights peft_layers_pattern
+        fa_varlen_kwargs_in_collator heads_k_stride ring_attn_func peft_init_lora_weights peft_layers_pattern
         lora_alpha_pattern peft_ensure_weight_tying
     """,
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from memplan.planner.importers import patterns
+from memplan.planner.importers import axolotl_rl, patterns
 from memplan.planner.importers.axolotl import LEGACY_ATTENTION
 from memplan.planner.importers.changed import settle_overrides, settle_rows
 from memplan.planner.importers.choices import settle_attention, settle_optimizer
@@ -41,7 +41,7 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
             if task == "prm":
                 facts["num_labels"] = facts.get("_labels")
     if facts.get("_rl"):
-        _settle_preferences(facts)
+        axolotl_rl.settle(facts, warnings)
     if facts.get("_packing"):
         packed_rows(facts, warnings)
     _settle_pictures(facts)
@@ -63,7 +63,7 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
         facts.pop("replicas")
         facts["_lacks"] = {**facts.get("_lacks", {}), "dp_replicate_size": "replicas beside shards"}
     _settle_stored(facts)
-    return {**setup_fields(facts), "recipe": "axolotl"}
+    return axolotl_rl.finished(facts, {**setup_fields(facts), "recipe": "axolotl"}, warnings)
 
 
 def _settle_pictures(facts: Facts) -> None:
@@ -111,23 +111,6 @@ def _settle_accumulation(facts: Facts, warnings: list[str]) -> None:
         warnings.append("batch_size beside gradient_accumulation_steps: axolotl refuses both; it is left out")
     else:
         facts["gradient_accumulation"] = max(1, facts["_batch_size"] // facts["micro_batch"])
-
-
-def _settle_preferences(facts: Facts) -> None:
-    """axolotl 0.19 core/builders/rl.py: dpo and ipo are TRL 1.9's DPOTrainer, which makes a quantized model's
-    adapters itself, in bfloat16; rows are those of the collator, padded to no multiple.
-    """
-    if facts["_rl"] not in ("dpo", "ipo"):
-        facts["_lacks"] = {**facts.get("_lacks", {}), "rl": f"{facts['_rl']}: {FURTHER_MODELS}"}
-        return
-    facts["task"] = "dpo_whole"
-    settle_task(facts)
-    facts.pop("_packing", None)
-    if facts.get("quant_type", "none") != "none" or facts["method"] == "qlora":
-        facts["adapter_dtype"] = "bfloat16"
-
-
-FURTHER_MODELS = "reinforcement and preference training hold further models"
 
 
 def _multiple(pad: bool, length: int) -> int:

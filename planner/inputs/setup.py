@@ -140,6 +140,7 @@ class Setup:
     allocator: Literal["native", "expandable"]
     torch: Literal["2.11", "2.12", "2.13", "2.14"]  # whose allocator is replayed
     transformers: Literal["4.43", "4.48", "5"]  # whose logits, loss and keys; 5: as since 4.49
+    trl: Literal["1.13", "1.14", "1.16"]  # whose log-probabilities; 1.13: as since 1.9, 1.16: since 1.15
     gpu: str | None
     gpus: Gpus
     parallel: Literal["none", "ddp", "fsdp", "zero1", "zero2", "zero3"]
@@ -260,7 +261,7 @@ def _told(values: Mapping[str, Any] | None) -> dict[str, Any]:
     """What is not None; of a release 2.12 is "2.12", as JSON and YAML read it; fsdp1 has a version."""
     told = {key: value for key, value in (values or {}).items() if value is not None}
     told |= MEANT.get(str(told.get("parallel")), {})
-    return told | {name: str(told[name]) for name in ("torch", "transformers") if name in told}
+    return told | {name: str(told[name]) for name in ("torch", "transformers", "trl") if name in told}
 
 
 def _known_names(said: Mapping[str, Any]) -> None:

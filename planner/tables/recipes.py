@@ -190,6 +190,7 @@ RECIPES: dict[str, Recipe] = {
             "outputs_fp32": True,
             "allocator": "expandable",
             "pad_to_multiple_of": 64,
+            "trl": "1.13",
         },
         methods={
             "full": {"upcast_modules": "norms_and_embeddings"},
@@ -218,6 +219,7 @@ RECIPES: dict[str, Recipe] = {
             "quant_storage": "axolotl 0.21 loaders/model.py: bnb_4bit_quant_storage bfloat16",
             "compute_dtype": "axolotl 0.21 loaders/model.py: bnb_4bit_compute_dtype = torch_dtype",
             "pad_to_multiple_of": "axolotl core/builders/causal.py build (03ad8389): 64 unless pad_to_sequence_len is said",
+            "trl": "axolotl 0.19 pyproject.toml: trl 1.9.0",
             "kbit_prepare": "axolotl 0.21 loaders/model.py: after prepare_model_for_kbit_training norms and "
             "embeddings are cast back to torch_dtype: upcast_modules has what stays",
             "checkpointing": "axolotl 0.21 utils/schemas/config.py gradient_checkpointing False; where "
