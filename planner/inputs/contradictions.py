@@ -45,6 +45,10 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
             f"fused_kernels {','.join(s.fused_kernels)} run on a GPU alone: leave --device cpu out, or them",
         ),
         (
+            bool(s.mixer_kernels) and s.device == "cpu",
+            f"mixer_kernels {','.join(s.mixer_kernels)} run on a GPU alone: leave --device cpu out, or them",
+        ),
+        (
             bool(s.target_parameters) and "target_parameters" not in method.reads,
             f"target_parameters: method '{s.method}' adapts modules only: use --method lora",
         ),

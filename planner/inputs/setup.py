@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # the names of legal values: `checking` reads them where a pe
         Size,
     )
     from memplan.planner.tables.fused_kernels import FusedKernel
+    from memplan.planner.tables.mixer_kernels import MixerKernel
     from memplan.planner.tables.sdp import Attention
 
 
@@ -90,6 +91,7 @@ class Setup:
     attention: Attention
     loss: Literal["full", "chunked", "fused"]
     fused_kernels: tuple[FusedKernel, ...]  # in place of the model's own operations
+    mixer_kernels: tuple[MixerKernel, ...]  # packages that linear attention and convolution run by
     optimizer: str
     optimizer_mode: Literal["foreach", "fused", "loop"]
     optimizer_in_backward: bool  # each gradient is applied and freed as soon as it is whole
