@@ -26,6 +26,7 @@ from memplan.planner.run import (
     companions,
     fused_kernels,
     fused_lora,
+    mixer_kernels,
     offloading,
     ppo,
     rollout,
@@ -135,7 +136,7 @@ def _kernels(base: nn.Module, setup: Setup, device: str) -> Callable[[], Abstrac
     @contextmanager
     def active() -> Iterator[None]:
         forced = nullcontext() if device == "meta" else attention.on_device(setup.attention)
-        with forced, fused_kernels.functions(base, setup):
+        with forced, fused_kernels.functions(base, setup), mixer_kernels.functions(base, setup):
             yield
 
     return active

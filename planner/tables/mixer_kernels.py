@@ -9,8 +9,39 @@ from __future__ import annotations
 
 from typing import Literal
 
+from memplan.planner.tables.gpus import find_gpu
+
 MixerKernel = Literal["fla", "causal-conv1d"]
 MIXER_KERNELS: dict[str, str] = {
     "fla": "flash-linear-attention: the delta rules by chunks of 64 tokens",
     "causal-conv1d": "causal-conv1d: the convolution before them, with its activation",
 }
+FUNCTIONS: dict[str, str] = {
+    "torch_chunk_gated_delta_rule": "fla",
+    "chunk_kimi_delta_attention": "fla",
+    "causal_conv1d_fn": "causal-conv1d",
+}
+"""What a modeling file calls the function of plain torch -> the package whose function replaces it."""
+_TILES: dict[tuple[int, int], tuple[int, int]] = {
+    (7, 0): (32, 32),
+    (7, 5): (32, 32),
+    (8, 0): (128, 64),
+    (8, 7): (128, 64),
+    (9, 0): (128, 128),
+    (10, 0): (128, 128),
+    (10, 3): (128, 128),
+}
+"""Compute capability -> channels that a block takes, of tensors of two bytes and of others: fla-core 0.6.0
+ops/common/chunk_o.py chunk_bwd_dqkwg, by the shared memory that a block can have (utils/hardware.py Backend; CUDA
+C++ Programming Guide, technical specifications per compute capability: 64 KiB, 163 and 227 KiB; 99 KiB of others).
+"""
+_TILE = (64, 64)
+
+
+def tile(gpu: str | None, channels: int, halves: bool) -> int:
+    """Channels of a key of so many that a block of the delta rule's backward takes; `halves`: all tensors have
+    two bytes an element. An A100's where no GPU is named.
+    """
+    capability = (find_gpu(gpu).capability if gpu is not None else None) or (8, 0)
+    most = _TILES.get(capability, _TILE)[0 if halves else 1]
+    return min(max(1 << (channels - 1).bit_length(), 16), most)
