@@ -11,17 +11,27 @@ from typing import Literal
 
 from memplan.planner.tables.gpus import find_gpu
 
-MixerKernel = Literal["fla", "causal-conv1d"]
+MixerKernel = Literal["fla", "causal-conv1d", "mamba-ssm"]
 MIXER_KERNELS: dict[str, str] = {
     "fla": "flash-linear-attention: the delta rules by chunks of 64 tokens",
     "causal-conv1d": "causal-conv1d: the convolution before them, with its activation",
+    "mamba-ssm": "mamba-ssm: the scans of state spaces, with the convolution and the projection around them",
 }
 FUNCTIONS: dict[str, str] = {
     "torch_chunk_gated_delta_rule": "fla",
     "chunk_kimi_delta_attention": "fla",
     "causal_conv1d_fn": "causal-conv1d",
+    "causal_conv1d_update": "causal-conv1d",
+    "mamba2_split_conv1d_scan_combined": "mamba-ssm",
+    "mamba2_chunk_scan": "mamba-ssm",
+    "mamba2_selective_state_update": "mamba-ssm",
+    "mamba_inner_fn": "mamba-ssm",
+    "mamba_selective_scan": "mamba-ssm",
+    "mamba_selective_state_update": "mamba-ssm",
 }
 """What a modeling file calls the function of plain torch -> the package whose function replaces it."""
+IMPORTED = {"fla": "fla", "causal-conv1d": "causal_conv1d", "mamba-ssm": "mamba_ssm"}
+"""What a program imports of each package."""
 _TILES: dict[tuple[int, int], tuple[int, int]] = {
     (7, 0): (32, 32),
     (7, 5): (32, 32),
