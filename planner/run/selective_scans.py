@@ -177,6 +177,7 @@ class Inner(torch.autograd.Function):
         grad = _along(grad)
         convolved = torch.empty_like(x)
         held = [b, c, _per_row(of_dt @ low[:, :rank].t(), tokens)]
+        del b, c
         b, c, dt = _normed(ctx.launch, held, ctx.norms, (2, 0, 1))
         del held
         dprojected = torch.empty_like(projected)
