@@ -30,6 +30,16 @@ FUNCTIONS: dict[str, str] = {
     "mamba_selective_state_update": "mamba-ssm",
 }
 """What a modeling file calls the function of plain torch -> the package whose function replaces it."""
+STATE_SPACES: tuple[MixerKernel, ...] = ("mamba-ssm", "causal-conv1d")
+"""What the scans of state spaces take: mamba-ssm calls causal-conv1d itself."""
+SCANNED = frozenset(
+    {"bamba", "falcon_h1", "granitemoehybrid", "mamba2", "nemotron_h", "zamba2", "falcon_mamba", "jamba", "mamba", "zamba"}
+)
+"""Model types whose code looks for mamba-ssm (transformers 5.24 models/*/modeling_*.py)."""
+LOOPED = {"jamba": 1024, "zamba": 512, "mamba": 8192, "falcon_mamba": 8192}
+"""Model types whose scan in plain torch goes through tokens one by one -> how many of these a trace runs in
+minutes; layers that repeat are run once (mamba_selective_scan in the same files).
+"""
 IMPORTED = {"fla": "fla", "causal-conv1d": "causal_conv1d", "mamba-ssm": "mamba_ssm"}
 """What a program imports of each package."""
 _TILES: dict[tuple[int, int], tuple[int, int]] = {

@@ -1,0 +1,44 @@
+"""What is said of state-space and hybrid models, whose scans run by mamba-ssm's kernels where that is
+installed, and the setups that no trace runs in time without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from memplan.planner.inputs.setup import Setup
+from memplan.planner.tables.mixer_kernels import LOOPED, SCANNED, STATE_SPACES
+
+
+def by_kernels(config: Mapping[str, Any], setup: Setup) -> Setup:
+    """The setup as a trace runs it: with the kernels where plain torch's scan goes through the tokens one by
+    one, and these are too many for that.
+    """
+    return setup.with_(mixer_kernels=STATE_SPACES) if _too_long(config, setup) else setup
+
+
+def uncounted(config: Mapping[str, Any], setup: Setup) -> Iterator[str]:
+    """What `by_kernels` leaves out."""
+    if _too_long(config, setup):
+        kind = config.get("model_type")
+        yield (
+            f"the scan of a {kind} model in plain torch, which keeps every token's state: it runs token by token, so "
+            f"that more than {LOOPED[str(kind)]:,} take a trace too long, and mamba-ssm's is counted, which keeps "
+            f"less (where that is installed: --set mixer_kernels={','.join(STATE_SPACES)})"
+        )
+
+
+def _too_long(config: Mapping[str, Any], setup: Setup) -> bool:
+    most = LOOPED.get(str(config.get("model_type")))
+    return most is not None and setup.sequence_length > most and "mamba-ssm" not in setup.mixer_kernels
+
+
+def warnings(model_type: str, setup: Setup) -> Iterator[str]:
+    """Of a model whose scan is counted in plain torch though kernels for it exist."""
+    if model_type in SCANNED and "mamba-ssm" not in setup.mixer_kernels:
+        yield (
+            f"the scan of a {model_type} model is counted in plain torch, which transformers runs where mamba-ssm and "
+            "causal-conv1d are not installed; their kernels keep much less: "
+            f"--set mixer_kernels={','.join(STATE_SPACES)} counts them"
+        )
