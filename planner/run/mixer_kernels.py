@@ -33,7 +33,9 @@ def functions(base: nn.Module, setup: Setup) -> Iterator[None]:
 
 
 def _replaced(base: nn.Module, setup: Setup) -> Iterator[tuple[Any, str]]:
-    """(the module of code, the function's name) of each that a package replaces."""
+    """(the module of code, the function's name) of each that a package replaces; on a CPU none runs."""
+    if setup.device == "cpu":
+        return
     codes = dict.fromkeys(sys.modules[type(module).__module__] for module in base.modules())
     asked = [name for name, package in FUNCTIONS.items() if package in setup.mixer_kernels]
     yield from ((code, name) for code in codes for name in asked if hasattr(code, name))

@@ -16,6 +16,22 @@ MIXER_KERNELS: dict[str, str] = {
     "fla": "flash-linear-attention: the delta rules by chunks of 64 tokens",
     "causal-conv1d": "causal-conv1d: the convolution before them, with its activation",
 }
+_DELTA = ("fla", "causal-conv1d")
+FAMILIES: dict[str, tuple[str, ...]] = dict.fromkeys(
+    (
+        "bailing_hybrid",
+        "glm5_next",
+        "kimi_linear",
+        "lara_mini",
+        "olmo_hybrid",
+        "qwen3_5",
+        "qwen3_5_moe",
+        "qwen3_next",
+        "qwen4_exp",
+    ),
+    _DELTA,
+)
+"""Which packages a model type of transformers 5.24 looks for, as its modeling file names them."""
 FUNCTIONS: dict[str, str] = {
     "torch_chunk_gated_delta_rule": "fla",
     "chunk_kimi_delta_attention": "fla",
