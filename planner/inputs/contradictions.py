@@ -45,7 +45,7 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
             f"fused_kernels {','.join(s.fused_kernels)} run on a GPU alone: leave --device cpu out, or them",
         ),
         (
-            bool(s.mixer_kernels) and s.device == "cpu",
+            bool(s.mixer_kernels) and s.device == "cpu" and s.origins.get("mixer_kernels") == "user",
             f"mixer_kernels {','.join(s.mixer_kernels)} run on a GPU alone: leave --device cpu out, or them",
         ),
         (

@@ -1,6 +1,4 @@
-"""What is said of state-space and hybrid models, whose scans run by mamba-ssm's kernels where that is
-installed, and the setups that no trace runs in time without them.
-"""
+"""Setups of state-space models that no trace runs in time without mamba-ssm's kernels."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from memplan.planner.inputs.setup import Setup
-from memplan.planner.tables.mixer_kernels import LOOPED, SCANNED, STATE_SPACES
+from memplan.planner.tables.mixer_kernels import LOOPED, STATE_SPACES
 
 
 def by_kernels(config: Mapping[str, Any], setup: Setup) -> Setup:
@@ -33,12 +31,3 @@ def _too_long(config: Mapping[str, Any], setup: Setup) -> bool:
     most = LOOPED.get(str(config.get("model_type")))
     return most is not None and setup.sequence_length > most and "mamba-ssm" not in setup.mixer_kernels
 
-
-def warnings(model_type: str, setup: Setup) -> Iterator[str]:
-    """Of a model whose scan is counted in plain torch though kernels for it exist."""
-    if model_type in SCANNED and "mamba-ssm" not in setup.mixer_kernels:
-        yield (
-            f"the scan of a {model_type} model is counted in plain torch, which transformers runs where mamba-ssm and "
-            "causal-conv1d are not installed; their kernels keep much less: "
-            f"--set mixer_kernels={','.join(STATE_SPACES)} counts them"
-        )

@@ -35,11 +35,12 @@ def functions(base: nn.Module, setup: Setup, launch: Launches) -> Iterator[None]
     the setup names, and plain torch's of others, whatever is installed here; `launch`: the launches of the
     run so far.
     """
+    taken = setup.mixer_kernels if setup.device == "cuda" else ()  # on a CPU none runs
     with ExitStack() as stack:
         for code in dict.fromkeys(sys.modules[type(module).__module__] for module in base.modules()):
             for name, package in FUNCTIONS.items():
                 found = getattr(code, name, None)
-                if package in setup.mixer_kernels and found is not None:
+                if package in taken and found is not None:
                     stack.enter_context(patch.object(code, name, _kernel(name, setup, launch)))
                 elif found is not None and find_spec(IMPORTED[package]) is not None:
                     stack.enter_context(patch.object(code, name, found.__wrapped__))

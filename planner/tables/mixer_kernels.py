@@ -17,6 +17,42 @@ MIXER_KERNELS: dict[str, str] = {
     "causal-conv1d": "causal-conv1d: the convolution before them, with its activation",
     "mamba-ssm": "mamba-ssm: the scans of state spaces, with the convolution and the projection around them",
 }
+_DELTA = ("fla", "causal-conv1d")
+STATE_SPACES: tuple[MixerKernel, ...] = ("mamba-ssm", "causal-conv1d")
+"""What the scans of state spaces take: mamba-ssm calls causal-conv1d itself."""
+FAMILIES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        (
+            "bailing_hybrid",
+            "glm5_next",
+            "kimi_linear",
+            "lara_mini",
+            "olmo_hybrid",
+            "qwen3_5",
+            "qwen3_5_moe",
+            "qwen3_next",
+            "qwen4_exp",
+        ),
+        _DELTA,
+    ),
+    **dict.fromkeys(
+        (
+            "bamba",
+            "falcon_h1",
+            "falcon_mamba",
+            "granitemoehybrid",
+            "jamba",
+            "mamba",
+            "mamba2",
+            "nemotron_h",
+            "zamba",
+            "zamba2",
+        ),
+        STATE_SPACES,
+    ),
+    **dict.fromkeys(("lfm2", "lfm2_moe", "lfm3"), ("causal-conv1d",)),
+}
+"""Which packages a model type of transformers 5.24 looks for, as its modeling file names them."""
 FUNCTIONS: dict[str, str] = {
     "torch_chunk_gated_delta_rule": "fla",
     "chunk_kimi_delta_attention": "fla",
@@ -30,12 +66,6 @@ FUNCTIONS: dict[str, str] = {
     "mamba_selective_state_update": "mamba-ssm",
 }
 """What a modeling file calls the function of plain torch -> the package whose function replaces it."""
-STATE_SPACES: tuple[MixerKernel, ...] = ("mamba-ssm", "causal-conv1d")
-"""What the scans of state spaces take: mamba-ssm calls causal-conv1d itself."""
-SCANNED = frozenset(
-    {"bamba", "falcon_h1", "granitemoehybrid", "mamba2", "nemotron_h", "zamba2", "falcon_mamba", "jamba", "mamba", "zamba"}
-)
-"""Model types whose code looks for mamba-ssm (transformers 5.24 models/*/modeling_*.py)."""
 LOOPED = {"jamba": 1024, "zamba": 512, "mamba": 8192, "falcon_mamba": 8192}
 """Model types whose scan in plain torch goes through tokens one by one -> how many of these a trace runs in
 minutes; layers that repeat are run once (mamba_selective_scan in the same files).

@@ -182,6 +182,7 @@ RECIPES: dict[str, Recipe] = {
             "outputs_fp32": True,
             "allocator": "expandable",
             "pad_to_multiple_of": 64,
+            "mixer_kernels": ("fla",),
         },
         methods={
             "full": {"upcast_modules": "norms_and_embeddings"},
@@ -216,6 +217,9 @@ RECIPES: dict[str, Recipe] = {
             "true, use_reentrant False "
             "(utils/config/__init__.py)",
             "outputs_fp32": _FP32_OUTPUTS,
+            "mixer_kernels": "axolotl 0.19 pyproject.toml: fla-core and flash-linear-attention 0.5.2 are "
+            "dependencies but on aarch64; its packed rows of Qwen3-Next and Qwen3.5 are refused without them "
+            "(monkeypatch/models/qwen3_next/modeling.py, qwen3_5/modeling.py)",
         },
         notes=(
             (

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from memplan.planner.formula.assumptions import assumptions, warnings
-from memplan.planner.inputs import fused_kernels
+from memplan.planner.inputs import fused_kernels, mixer_kernels
 from memplan.planner.inputs.families.table import read_config
 from memplan.planner.inputs.picture_sizes import has_tower
 from memplan.planner.inputs.pictures import said_of, uncounted
@@ -115,7 +115,11 @@ def predicted(config: Mapping[str, Any], setup: Setup, log: Log, facts: Facts, n
         moments=moments,
         host_bytes=facts.host_bytes,
         smallest_capacity_bytes=smallest,
-        assumptions=(*filter(None, (said_of(config, setup),)), *assumptions(spec, setup)),
+        assumptions=(
+            *filter(None, (said_of(config, setup),)),
+            *mixer_kernels.said(model_type, setup),
+            *assumptions(spec, setup),
+        ),
         not_modelled=(*uncounted(config, setup), *fused_kernels.uncounted(model_type, setup)),
         warnings=(*facts.warnings, *warnings(spec, setup, model_type)),
         extra={
