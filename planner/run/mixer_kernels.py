@@ -24,7 +24,7 @@ from memplan.planner.run.launches import Launches
 from memplan.planner.run.selective_scans import Inner, SelectiveScan
 from memplan.planner.run.state_space_mixer import Mixer, Shape
 from memplan.planner.run.state_spaces import ChunkScan
-from memplan.planner.tables.mixer_kernels import FUNCTIONS, IMPORTED, tile
+from memplan.planner.tables.mixer_kernels import FUNCTIONS, IMPORTED, UNFUSED, tile
 
 Kernel = Callable[..., Any]
 
@@ -36,19 +36,20 @@ def functions(base: nn.Module, setup: Setup, launch: Launches) -> Iterator[None]
     run so far.
     """
     taken = setup.mixer_kernels if setup.device == "cuda" else ()  # on a CPU none runs
+    unfused = (setup.recipe, str(base.config.model_type)) in UNFUSED  # type: ignore[union-attr]
     with ExitStack() as stack:
         for code in dict.fromkeys(sys.modules[type(module).__module__] for module in base.modules()):
             for name, package in FUNCTIONS.items():
                 found = getattr(code, name, None)
                 if package in taken and found is not None:
-                    stack.enter_context(patch.object(code, name, _kernel(name, setup, launch)))
+                    stack.enter_context(patch.object(code, name, _kernel(name, setup, launch, unfused)))
                 elif found is not None and find_spec(IMPORTED[package]) is not None:
                     stack.enter_context(patch.object(code, name, found.__wrapped__))
         yield
 
 
-def _kernel(name: str, setup: Setup, launch: Launches) -> Kernel:
-    made = {**_CONVOLUTIONS, **_state_spaces(launch)}.get(name)
+def _kernel(name: str, setup: Setup, launch: Launches, unfused: bool) -> Kernel:
+    made = {**_CONVOLUTIONS, **_state_spaces(launch, unfused)}.get(name)
     return _delta_rule(name, setup) if made is None else made
 
 
@@ -76,8 +77,21 @@ def _delta_rule(name: str, setup: Setup) -> Kernel:
 _CONVOLUTIONS: dict[str, Kernel] = {"causal_conv1d_fn": convolved, "causal_conv1d_update": updated}
 
 
-def _state_spaces(launch: Launches) -> dict[str, Kernel]:
-    """mamba-ssm's functions, as a modeling file calls them."""
+def _whole(*weights: torch.Tensor) -> bool:
+    """Whether a function that multiplies by these itself can: no packed one, which a real device refuses."""
+    return all(each.is_floating_point() and not hasattr(each, "quant_state") for each in weights)
+
+
+_PACKED = (
+    "mamba-ssm multiplies by the weights of out_proj itself, which are quantized: leave out_proj out of the "
+    "quantization, or mamba-ssm out of mixer_kernels"
+)
+
+
+def _state_spaces(launch: Launches, unfused: bool) -> dict[str, Kernel]:
+    """mamba-ssm's functions, as a modeling file calls them; `unfused`: the mixer's answers None where it
+    cannot multiply, upon which the model calls its parts.
+    """
 
     def mixer(
         projected: torch.Tensor,
@@ -95,6 +109,10 @@ def _state_spaces(launch: Launches) -> dict[str, Kernel]:
         rmsnorm_weight: torch.Tensor | None = None,
         **_: Any,
     ) -> Any:
+        if not _whole(outproj_weight):
+            if unfused:
+                return None
+            raise RuntimeError(_PACKED)
         shape, out = Shape(chunk_size, headdim, ngroups), (rmsnorm_weight, outproj_weight, outproj_bias)
         return Mixer.apply(launch, shape, projected, taps, taps_bias, dt_bias, a, D, *out)
 
@@ -132,6 +150,8 @@ def _state_spaces(launch: Launches) -> dict[str, Kernel]:
         dt_rms_weight: torch.Tensor | None = None,
         **_: Any,
     ) -> Any:
+        if not _whole(of_x, of_dt, weight):
+            raise RuntimeError(_PACKED.replace("out_proj", "its projections"))
         norms = tuple(each is not None for each in (b_rms_weight, c_rms_weight, dt_rms_weight))
         given = (projected, taps, taps_bias, of_x, of_dt, weight, bias, a, d, delta_bias)
         return Inner.apply(launch, norms, *given)

@@ -16,7 +16,6 @@ from torch.nn.functional import linear
 
 from memplan.planner.run.causal_convolution import gradients
 from memplan.planner.run.launches import Launches
-from memplan.planner.run.state_space_mixer import refused
 
 Tensor = torch.Tensor
 _CHUNK = 2048
@@ -140,8 +139,6 @@ class Inner(torch.autograd.Function):
         """taps (D, 1, W), of_x (R + 2 N, D), of_dt (D, R), weight (out, D), a (D, N); `norms`: whether b, c
         and dt pass an RMSNorm.
         """
-        for each in (of_x, of_dt, weight):
-            refused(each)
         tokens, rank, states = projected.shape[-1], of_dt.shape[1], a.shape[-1]
         if torch.is_autocast_enabled("cuda"):
             dtype = torch.get_autocast_dtype("cuda")

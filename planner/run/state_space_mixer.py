@@ -52,7 +52,6 @@ class Mixer(torch.autograd.Function):
         bias: Tensor | None,
     ) -> Tensor:
         """projected (B, S, 2 I + 2 G N + H), taps (W, K), a, d and dt_bias (H), weight (out, I)."""
-        refused(weight)
         z, convolved, dt = torch.split(projected, _widths(shape, taps, d), dim=-1)
         made = torch.empty_like(_aligned(convolved).transpose(1, 2)).transpose(1, 2)
         x, b, c = _parts(made, shape, d)
@@ -117,15 +116,6 @@ class Mixer(torch.autograd.Function):
             dnorm,
             dweight,
             dbias,
-        )
-
-
-def refused(weight: Tensor) -> None:
-    """Raise where a packed weight would be multiplied as it lies, which a real device refuses too."""
-    if not weight.is_floating_point():
-        raise RuntimeError(
-            "mamba-ssm multiplies by a quantized out_proj.weight: leave out_proj unquantized "
-            "(llm_int8_skip_modules), or mixer_kernels out"
         )
 
 

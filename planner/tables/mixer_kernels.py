@@ -70,6 +70,14 @@ LOOPED = {"jamba": 1024, "zamba": 512, "mamba": 8192, "falcon_mamba": 8192}
 """Model types whose scan in plain torch goes through tokens one by one -> how many of these a trace runs in
 minutes; layers that repeat are run once (mamba_selective_scan in the same files).
 """
+UNQUANTIZED: dict[tuple[str, str], tuple[str, ...]] = {("axolotl", "falcon_h1"): ("out_proj",)}
+"""(recipe, model type) -> layers that bitsandbytes leaves alone, since mamba-ssm multiplies by their weights
+(axolotl 0.19 loaders/model.py _set_quantization_config).
+"""
+UNFUSED = frozenset({("axolotl", "nemotron_h")})
+"""(recipe, model type) whose mixer runs its parts one by one where its out_proj is quantized (axolotl 0.19
+monkeypatch/models/nemotron_h/modeling.py guard_nemotron_h_fused_scan); transformers itself fails there.
+"""
 IMPORTED = {"fla": "fla", "causal-conv1d": "causal_conv1d", "mamba-ssm": "mamba_ssm"}
 """What a program imports of each package."""
 _TILES: dict[tuple[int, int], tuple[int, int]] = {
