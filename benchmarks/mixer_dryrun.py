@@ -17,13 +17,12 @@ from time import process_time
 from typing import Any
 
 from fused_dryrun import _SFT, _TRAINER, GPUS
-from script_runs import bytes_of, command, error, summary, table
+from script_runs import bytes_of, command, error, table
 from tasks_scripts import HEAD
 
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import Setup, resolve
 from memplan.planner.tables.gpus import find_gpu
-from memplan.planner.tables.units import MIB
 from memplan.profiler.dryrun.rehearse import Rehearsal, rehearse
 
 KEPT = Path(__file__).with_suffix(".json")

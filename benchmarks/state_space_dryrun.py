@@ -1,5 +1,5 @@
-"""Unmodified scripts that train state-space and hybrid models where mamba-ssm and causal-conv1d are installed,
-dry-run, and what the trace predicts of them.
+"""Unmodified scripts that train state-space and hybrid models where mamba-ssm and causal-conv1d are
+installed, dry-run, and what the trace predicts of them.
 
 `python benchmarks/state_space_dryrun.py --python CUDA_PYTHON` runs what is not in state_space_dryrun.json yet
 and keeps it there; `--page > docs/state-spaces.md` writes the page. CUDA_PYTHON needs torch, transformers,
@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from fused_dryrun import _SFT, _TRAINER, GPUS
-from script_runs import bytes_of, command, error, summary, table
+from script_runs import bytes_of, command
 from tasks_scripts import HEAD
 
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import Setup, resolve
 from memplan.planner.tables.gpus import find_gpu
-from memplan.planner.tables.units import MIB
 from memplan.profiler.dryrun.rehearse import Rehearsal, rehearse
 
 KEPT = Path(__file__).with_suffix(".json")
@@ -49,19 +48,18 @@ TARGETS = ("in_proj", "q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_p
 SMALLER: dict[str, dict[str, Any]] = {
     "jamba-v0.1": {"num_hidden_layers": 8, "num_experts": 4, "vocab_size": 32768},
     "mamba-2.8b": {"num_hidden_layers": 16},
-    "nemotron-3-nano-4b": {},
 }
 """What is made smaller in a model's config, so that it fits the smaller GPU."""
 SHAPES = (
     ("Trainer", "falcon-h1-0.5b", "full", 2, 1024, False),
     ("Trainer", "falcon-h1-1.5b", "lora", 2, 1000, True),
-    ("TRL SFT", "granite-4.0-h-1b", "lora", 2, 1024, True),
-    ("TRL SFT", "nemotron-3-nano-4b", "lora", 1, 2048, True),
     ("TRL SFT", "lfm2-1.2b", "qlora", 2, 1024, False),
-    ("TRL SFT", "granite-4.0-h-1b", "full", 1, 512, False),
-    ("TRL SFT", "jamba-v0.1", "qlora", 1, 1024, True),
+    ("Trainer", "granite-4.0-h-1b", "lora", 2, 1024, True),
+    ("Trainer", "nemotron-3-nano-4b", "lora", 1, 2048, True),
+    ("Trainer", "jamba-v0.1", "lora", 1, 1024, True),
     ("Trainer", "mamba-2.8b", "full", 1, 1024, False),
 )
+"""TRL 1.16 reads num_experts of whatever config has experts, and so fails on Granite's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +116,6 @@ def dry_run(case: Case, python: str) -> dict[str, int]:
         folder = Path(name)
         (folder / "config.json").write_text(json.dumps(case.config))
         script = SCRIPTS[case.script][0].replace('lora("CAUSAL_LM")', f'lora("CAUSAL_LM", {list(TARGETS)})')
-        if case.method == "qlora":
-            script = script.replace('device_map="auto")', 'device_map="auto", **quantized)')
         (folder / "train.py").write_text(BEFORE + HEAD + script)
         sizes = tuple(map(str, (case.batch, case.tokens, int(case.checkpoints))))
         words = ("python", str(folder / "train.py"), name, case.method, *sizes)

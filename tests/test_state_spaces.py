@@ -5,8 +5,10 @@ code, what the kernels save, and what is refused.
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -14,6 +16,8 @@ from unittest.mock import patch
 import pytest
 
 from memplan.planner.inputs.setup import Setup, resolve
+from memplan.planner.tables.errors import UsageError
+from memplan.planner.tables.mixer_kernels import FAMILIES, IMPORTED
 
 for library in ("torch", "transformers", "peft"):
     pytest.importorskip(library)
@@ -123,3 +127,59 @@ def test_our_functions_are_the_libraries_event_by_event(name: str, said: dict[st
     with libraries_own():
         theirs = recorded(config, setup, full=True)[0]
     assert canonical(ours.events) == canonical(theirs.events)
+
+
+def test_kernels_keep_less_and_time_themselves_first() -> None:
+    """Of the forward less; a first launch clears a cache of 256 MiB, which the second step does not."""
+    from memplan.planner.run.launches import CACHE_BYTES
+    from memplan.planner.trace.engine import recorded, trace
+
+    config, setup = config_of("falcon_h1"), setup_of(**FULL)
+    fused, plain = (trace(config, each) for each in (setup, setup.with_(mixer_kernels=())))
+    kept = [each.moment("forward").component("activations") for each in (fused, plain)]
+    assert kept[0] < kept[1] / 2
+    log = recorded(config, setup)[0]
+    timed = [storage.born for storage in log.storages if storage.nbytes == CACHE_BYTES]
+    first = next(mark for mark in log.marks if mark.moment == "optimizer_step")
+    assert timed and max(timed) < first.begin
+    assert any("kernels taken to be installed" in text for text in fused.assumptions)
+    assert any("mamba-ssm,causal-conv1d" in text for text in plain.warnings)
+
+
+def test_each_family_looks_for_its_packages() -> None:
+    """Every model type of the table has a function in plain torch for each of its packages, and no other
+    type of transformers has one for mamba-ssm.
+    """
+    import transformers
+
+    models = Path(transformers.__file__).parent / "models"
+    decorator = re.compile(r"use_kernel_func_from_hub_with_fallback\(\s*\"\w+\",\s*\"(\w+)\"")
+    for path in models.glob("*/modeling_*.py"):
+        found = set(decorator.findall(path.read_text(encoding="utf-8")))
+        packages = {name for name, module in IMPORTED.items() if module in found}
+        if "mamba-ssm" in packages:
+            assert set(FAMILIES[path.parent.name]) == packages, path.parent.name
+
+
+def test_what_cannot_run_is_refused() -> None:
+    """mamba-ssm without causal-conv1d; a packed projection that its function multiplies by."""
+    from memplan.planner.trace.engine import trace
+
+    with pytest.raises(UsageError, match="name both"):
+        setup_of(mixer_kernels=("mamba-ssm",))
+    pytest.importorskip("bitsandbytes")
+    packed = {"method": "qlora", "targets": ("in_proj",), "micro_batch": 1, "sequence_length": 64}
+    with pytest.raises(UsageError, match="leave out_proj out of the quantization"):
+        trace(config_of("falcon_h1"), setup_of(**packed))
+    assert trace(config_of("falcon_h1"), setup_of(**packed, recipe="axolotl")).peak.allocated_bytes
+
+
+def test_a_scan_too_long_is_a_lower_bound() -> None:
+    """Jamba in plain torch: what its scan keeps is said, and no GPU is promised."""
+    import memplan
+
+    made = memplan.plan(config_of("jamba"), micro_batch=1, sequence_length=2048, gpu="a100-80gb")
+    assert any("token by token" in text for text in made.not_modelled)
+    assert made.gpus[0].verdict is None
+    said = memplan.plan(config_of("jamba"), micro_batch=1, sequence_length=2048, mixer_kernels=BOTH)
+    assert not said.not_modelled and said.peak.allocated_bytes == made.peak.allocated_bytes

@@ -27,8 +27,8 @@ _TOLD = ("traced_layers", "unknown_share", "unknown_ops")
 
 def nearest(config: Mapping[str, Any], setup: Setup) -> Setup | None:
     """The setup without what no trace runs: one rank's sharding and offload, in the dtypes that its forward
-    and backward see, weights packed in a format of their own, and a scan too long in plain torch. None where there is nothing to leave out,
-    or several ranks share.
+    and backward see, weights packed in a format of their own, and a scan too long in plain torch. None
+    where there is nothing to leave out, or several ranks share.
     """
     sharded = setup.parallel in SHARDED
     if sharded and setup.gpus > 1:

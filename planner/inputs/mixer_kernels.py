@@ -26,8 +26,8 @@ def warnings(model_type: str, setup: Any) -> Iterator[str]:
         )
     if "mamba-ssm" in lacking and setup.device == "cuda":
         yield (
-            "the scan of state spaces is traced as plain torch runs it, where mamba-ssm and causal-conv1d are not "
-            f"installed: it keeps more; with them: --set mixer_kernels={','.join(STATE_SPACES)}"
+            "the scan of state spaces is traced as plain torch runs it, where mamba-ssm and causal-conv1d "
+            f"are not installed: it keeps more; with them: --set mixer_kernels={','.join(STATE_SPACES)}"
         )
     if "fla" not in lacking and setup.packed_documents > 1 and "fla" in _looked_for(model_type):
         yield (

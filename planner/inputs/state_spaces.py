@@ -21,13 +21,12 @@ def uncounted(config: Mapping[str, Any], setup: Setup) -> Iterator[str]:
     if _too_long(config, setup):
         kind = config.get("model_type")
         yield (
-            f"the scan of a {kind} model in plain torch, which keeps every token's state: it runs token by token, so "
-            f"that more than {LOOPED[str(kind)]:,} take a trace too long, and mamba-ssm's is counted, which keeps "
-            f"less (where that is installed: --set mixer_kernels={','.join(STATE_SPACES)})"
+            f"what the scan of a {kind} model keeps in plain torch, every token's state: it runs token by "
+            f"token, and more than {LOOPED[str(kind)]:,} take a trace too long, so that mamba-ssm's scan is "
+            f"counted (where that is installed: --set mixer_kernels={','.join(STATE_SPACES)})"
         )
 
 
 def _too_long(config: Mapping[str, Any], setup: Setup) -> bool:
     most = LOOPED.get(str(config.get("model_type")))
     return most is not None and setup.sequence_length > most and "mamba-ssm" not in setup.mixer_kernels
-

@@ -172,9 +172,7 @@ def _of_outputs(
     return dq, dk, dw, dg
 
 
-def _of_products(
-    k: Tensor, v: Tensor, g: Tensor, beta: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _of_products(k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of k, v, beta and g (prepare_wy_repr_bwd)."""
     dk = k.new_empty(*v.shape[:3], k.shape[-1])
     dv = torch.empty_like(v)
@@ -278,9 +276,7 @@ def _kimi_gradients(
     return dq, dk, dv, db, dg, first
 
 
-def _of_kimi_products(
-    k: Tensor, v: Tensor, g: Tensor, beta: Tensor, inverse: Tensor
-) -> tuple[Tensor, ...]:
+def _of_kimi_products(k: Tensor, v: Tensor, g: Tensor, beta: Tensor, inverse: Tensor) -> tuple[Tensor, ...]:
     """All in fp32 but that of v (chunk_kda_bwd_wy_dqkg_fused)."""
     dq = g.new_empty(*v.shape[:3], k.shape[-1], dtype=torch.float32)
     dk = g.new_empty(*v.shape[:3], k.shape[-1], dtype=torch.float32)

@@ -11,13 +11,13 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.amp import custom_bwd, custom_fwd
 from torch.nn.functional import linear
 
 from memplan.planner.run.causal_convolution import gradients
 from memplan.planner.run.launches import Launches
 
-Tensor = torch.Tensor
 _CHUNK = 2048
 """Tokens between two states that are kept (selective_scan.cpp n_chunks)."""
 
@@ -109,7 +109,8 @@ class SelectiveScan(torch.autograd.Function):
         """The gradients of every tensor, whether it trains or not."""
         u, dt, a, b, c, d, z, dt_bias, _states, out = ctx.saved_tensors
         grad = _along(grad)
-        du, ddt, da, db, dc, dd, dbias, dz, _ = _backward(u, dt, a, b, c, d, z, dt_bias, out, None, False)
+        found = _backward(u, dt, a, b, c, d, z, dt_bias, out, None, False)
+        du, ddt, da, db, dc, dd, dbias, dz, _gated = found
         assert db is not None and dc is not None
         return du, ddt, da, db.squeeze(1), dc.squeeze(1), dd, dz, dbias, None
 
@@ -120,7 +121,7 @@ class Inner(torch.autograd.Function):
     """
 
     @staticmethod
-    @custom_fwd(device_type="cuda")
+    @custom_fwd(device_type="cuda")  # type: ignore[untyped-decorator]
     def forward(
         ctx: Any,
         launch: Launches,
@@ -157,13 +158,15 @@ class Inner(torch.autograd.Function):
         _same_dtypes(convolved, dt, b, c, z)
         out, kept, gated = _forward(convolved, dt, a, z)
         del convolved, dt
-        ctx.save_for_backward(projected, taps, taps_bias, low, of_x, of_dt, weight, a, b, c, d, dt_bias, kept, out)
+        ctx.save_for_backward(
+            projected, taps, taps_bias, low, of_x, of_dt, weight, a, b, c, d, dt_bias, kept, out
+        )
         ctx.launch, ctx.norms, ctx.biased = launch, norms, bias is not None
         assert gated is not None
         return linear(gated.transpose(1, 2), weight, bias)
 
     @staticmethod
-    @custom_bwd(device_type="cuda")
+    @custom_bwd(device_type="cuda")  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         """The gradients of every tensor, those of the projections' weights too, whether they train or not."""
         (projected, taps, taps_bias, low, of_x, of_dt, weight, a, b, c, d, dt_bias, _kept, out) = (
@@ -180,7 +183,7 @@ class Inner(torch.autograd.Function):
         dprojected = torch.empty_like(projected)
         dx, dz = dprojected.chunk(2, dim=1)
         grad = grad.permute(2, 0, 1).reshape(grad.shape[2], -1)
-        of_gated = _per_row(weight.t() @ grad, tokens)
+        _of_gated = _per_row(weight.t() @ grad, tokens)
         found = _backward(convolved, dt, a, b, c, d, z, dt_bias, out, dz, True)
         dconvolved, ddt, da, db, dc, dd, dbias, dz, gated = found
         del found
@@ -199,9 +202,7 @@ class Inner(torch.autograd.Function):
         dof_dt = torch.einsum("dB,Br->dr", ddt, low[:, :rank])
         dlow[:, :rank] = torch.einsum("dB,dr->Br", ddt, of_dt)
         dconvolved = dconvolved.transpose(0, 1).reshape(dconvolved.shape[1], -1)
-        dof_x = torch.einsum(
-            "Br,Bd->rd", dlow, convolved.transpose(1, 2).reshape(-1, convolved.shape[1])
-        )
+        dof_x = torch.einsum("Br,Bd->rd", dlow, convolved.transpose(1, 2).reshape(-1, convolved.shape[1]))
         dconvolved = torch.addmm(dconvolved, of_x.t(), dlow.t(), out=dconvolved)
         dconvolved = dconvolved.unflatten(1, (x.shape[0], tokens)).transpose(0, 1)
         _, dtaps, dtaps_bias = gradients(x, taps, taps_bias, dconvolved, dx)
@@ -234,8 +235,8 @@ def _states_of(low: Tensor, tokens: int) -> Tensor:
 def _normed(
     launch: Launches, held: list[Tensor], norms: tuple[bool, bool, bool], order: tuple[int, ...]
 ) -> list[Tensor]:
-    """b, c and dt, each through its RMSNorm, in this order: laid out token by token, normed and laid out back,
-    each a copy that drops the one before.
+    """b, c and dt, each through its RMSNorm, in this order: laid out token by token, normed and laid out
+    back, each a copy that drops the one before.
     """
     tokens = held[0].shape[-1]
     for place in order:

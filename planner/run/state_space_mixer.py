@@ -11,14 +11,13 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.amp import custom_bwd, custom_fwd
 from torch.nn.functional import linear
 
 from memplan.planner.run.causal_convolution import gradients
 from memplan.planner.run.launches import Launches
 from memplan.planner.run.state_spaces import Given, scan, scan_backward
-
-Tensor = torch.Tensor
 
 
 class Shape(NamedTuple):
@@ -36,7 +35,7 @@ class Mixer(torch.autograd.Function):
     """
 
     @staticmethod
-    @custom_fwd(device_type="cuda")
+    @custom_fwd(device_type="cuda")  # type: ignore[untyped-decorator]
     def forward(
         ctx: Any,
         launch: Launches,
@@ -74,7 +73,7 @@ class Mixer(torch.autograd.Function):
         return out
 
     @staticmethod
-    @custom_bwd(device_type="cuda")
+    @custom_bwd(device_type="cuda")  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         """The gradients of every tensor, that of the output's weight too, whether it trains or not."""
         projected, taps, taps_bias, out, a, d, dt_bias, norm, rstd, weight, bias = ctx.saved_tensors
@@ -103,13 +102,14 @@ class Mixer(torch.autograd.Function):
             read = again
         dweight = torch.einsum("bso,bsd->od", of_out, read)
         dbias = None if bias is None else of_out.sum(dim=(0, 1))
-        operands = (each.transpose(1, 2) for each in map(_aligned, (convolved, dmade, dconvolved)))
-        of_taps = _of_taps(*operands, taps, taps_bias)
+        columns, of_made, room = (_aligned(each).transpose(1, 2) for each in (convolved, dmade, dconvolved))
+        _, dtaps, dtaps_bias = gradients(columns, taps, taps_bias, of_made, room)
         return (
             None,
             None,
             dprojected,
-            *of_taps,
+            dtaps,
+            dtaps_bias,
             found.dbias,
             found.da,
             found.dd,
@@ -117,12 +117,6 @@ class Mixer(torch.autograd.Function):
             dweight,
             dbias,
         )
-
-
-def _of_taps(
-    x: Tensor, grad: Tensor, dx: Tensor, taps: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    return gradients(x, taps, bias, grad, dx)[1:]
 
 
 def _widths(shape: Shape, taps: Tensor, d: Tensor) -> list[int]:

@@ -12,9 +12,10 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+
 from memplan.planner.run.launches import Launches
 
-Tensor = torch.Tensor
 _TILE = 32
 """Rows of the smallest block, for which sums over blocks have room whichever variant runs."""
 
@@ -44,7 +45,8 @@ def scan(
     z: Tensor | None,
     dt_bias: Tensor | None,
 ) -> Scanned:
-    """x (B, S, H, P), dt (B, S, H), a (H), b and c (B, S, G, N), gated by z as x (_mamba_chunk_scan_combined_fwd).
+    """x (B, S, H, P), dt (B, S, H), a (H), b and c (B, S, G, N), gated by z, laid out as x
+    (_mamba_chunk_scan_combined_fwd).
     """
     b, c = (each if each.stride(-1) == 1 else each.contiguous() for each in (b, c))
     x = x if 1 in (x.stride(-1), x.stride(1)) else x.contiguous()
@@ -275,8 +277,7 @@ def _products_backward(
     shape = (batch, chunks, splits, groups, chunk, chunk)
     made = torch.empty(shape, device=x.device, dtype=torch.float32)
     launch("chunk_scan_bwd_dcb", x, grad, dt, sums, made)
-    made = made.sum(2)
-    return made
+    return made.sum(2)
 
 
 def _decays_backward(
@@ -287,8 +288,7 @@ def _decays_backward(
     rows = math.ceil(chunk / _TILE)
     made = torch.empty(batch, heads, chunks, rows, chunk, device=x.device, dtype=torch.float32)
     launch("chunk_scan_bwd_ddAcs_stable", x, grad, dt, sums, products, made)
-    made = made.sum(dim=3)
-    return made
+    return made.sum(dim=3)
 
 
 class ChunkScan(torch.autograd.Function):
@@ -318,8 +318,6 @@ class ChunkScan(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         """The gradients of every tensor, whether it trains or not."""
         out, x, dt, _sums, a, b, c, d, dt_bias = ctx.saved_tensors
-        found = scan_backward(
-            ctx.launch, grad, x, dt, a, b, c, out, ctx.chunk, d, None, dt_bias, Given()
-        )
-        dx, ddt, da, db, dc, dd, _, dbias, _ = found
-        return None, dx, ddt, da, db, dc, None, dd, dbias, None
+        found = scan_backward(ctx.launch, grad, x, dt, a, b, c, out, ctx.chunk, d, None, dt_bias, Given())
+        of = (found.dx, found.ddt, found.da, found.db, found.dc, None, found.dd, found.dbias)
+        return None, *of, None
