@@ -17,16 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from fused_dryrun import _SFT, _TRAINER, GPUS
-from script_runs import bytes_of, command
+from script_runs import HEADER, bytes_of, command, error, summary, table
 from tasks_scripts import HEAD
 
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import Setup, resolve
 from memplan.planner.tables.gpus import find_gpu
+from memplan.planner.tables.mixer_kernels import LOOPED, STATE_SPACES
+from memplan.planner.tables.units import MIB
 from memplan.profiler.dryrun.rehearse import Rehearsal, rehearse
 
 KEPT = Path(__file__).with_suffix(".json")
-BOTH = ("causal-conv1d", "mamba-ssm")
 BEFORE = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).with_name("state_space_stubs"))!r})
@@ -85,7 +86,7 @@ class Case:
         """The model's config.json, made smaller."""
         return {**find(self.model).config, **SMALLER.get(self.model, {})}
 
-    def setup(self, kernels: tuple[str, ...] = BOTH) -> Setup:
+    def setup(self, kernels: tuple[str, ...] = STATE_SPACES) -> Setup:
         """What the script says, as memplan's options have it."""
         adapters = {"rank": 16, "alpha": 32, "dropout": 0.05, "targets": TARGETS}
         return resolve(
@@ -125,18 +126,79 @@ def dry_run(case: Case, python: str) -> dict[str, int]:
 
 
 def predictions(case: Case) -> dict[str, dict[str, int]]:
-    """The same of the trace."""
+    """The same of the trace, with the kernels and without."""
     from memplan.planner.trace.engine import trace
 
-    return {"trace": bytes_of(trace(case.config, case.setup()).peak)}
+    setups = {"trace": case.setup(), "without": case.setup(())}
+    return {name: bytes_of(trace(case.config, setup).peak) for name, setup in setups.items()}
 
 
-PAGE = "{header}\n{rows}\n"
+PAGE = """# State spaces
+
+Written by `python benchmarks/state_space_dryrun.py --page > docs/state-spaces.md`.
+
+Mamba, Falcon-Mamba, Jamba and Zamba (Mamba 1), Mamba 2, Bamba, Falcon-H1, Granite 4 hybrid, Nemotron-H and
+Zamba 2 (Mamba 2) run their scans by mamba-ssm's kernels where that is installed, and these, LFM2 and LFM3
+their convolutions by causal-conv1d's; else transformers runs plain torch, which keeps far more. What is
+installed nobody can see from a config: plain torch is the default, as a fresh `pip install transformers` has
+it, and a warning says so. `--set mixer_kernels=mamba-ssm,causal-conv1d` counts the kernels.
+
+* The trace runs functions of its own that allocate and save what mamba-ssm 2.3.2.post1's and causal-conv1d
+  1.7.0's do, in their order, without a launch; tests/test_state_spaces.py holds them against the libraries'
+  own Python, event by event, where these are installed. Of two kinds of kernels the C++ was **read, not
+  run**: Mamba 1's scan (csrc/selective_scan/selective_scan.cpp) and the convolution
+  (csrc/causal_conv1d.cpp); of the Triton kernels of Mamba 2 nothing is ours.
+* Triton times the variants of a kernel at its first launch, and has 256 MiB for that: with small models they
+  decide the peak. They are counted; a process that keeps what was chosen (`TRITON_CACHE_AUTOTUNING=1`) has
+  none.
+* mamba-ssm's fused mixer multiplies by `out_proj.weight` itself, and computes that weight's gradient whether
+  it trains or not. An adapter on it has no effect (PEFT refuses it in most of these models, and so
+  `all-linear`). A quantized one fails, as it does here: axolotl 0.19 leaves it unquantized in Falcon-H1 and
+  runs Nemotron-H's mixer part by part, and so does `--recipe axolotl`.
+* Plain torch's scan of Mamba 1 goes through the tokens one by one. Of more tokens than a trace runs in
+  minutes (Jamba {jamba:,}, Zamba {zamba:,}, Mamba {mamba:,}) the kernels' is counted, as a lower bound:
+  `AT LEAST`. `--engine trace` runs it all the same.
+* Not modeled: deterministic algorithms, packed rows told apart by `seq_idx`, Mamba 3.
+
+## Checked by dry runs
+
+Unmodified scripts on PyTorch's CUDA build without a GPU ([dry-run.md](dry-run.md)), with mamba-ssm's and
+causal-conv1d's own Python and Triton kernels, of which two variants each are compiled, over stubs of the two
+CUDA extensions that allocate what their C++ does: torch 2.14, triton 3.9, transformers 5.24, peft 0.21, trl
+1.16, random weights. Jamba is cut to 8 layers and 4 experts, Mamba to 16 layers. Peak allocated, and by how
+much predictions differ from it; *plain torch*: how much more the trace has without the kernels.
+
+{header}
+{rows}
+
+{runs} runs. Allocated: median {trace_median:.2%}, worst {trace_worst:.2%}. None is a GPU measurement.
+"""
+COLUMNS = ("script", *HEADER[:7], "reserved", "plain torch")
 
 
 def page(kept: dict[str, Any]) -> str:
     """docs/state-spaces.md of the kept results."""
-    return ""
+    rows, judged = [], [case for case in cases() if "trace" in kept.get(case.label, ())]
+    for case in judged:
+        entry = kept[case.label]
+        cells = (
+            case.script,
+            case.model,
+            case.method,
+            f"{case.batch} x {case.tokens}",
+            "yes" if case.checkpoints else "no",
+            case.gpu,
+            f"{entry['dry_run']['allocated_bytes'] / MIB:,.1f}",
+            f"{error(entry, 'trace'):+.2%}",
+            f"{error(entry, 'trace', 'reserved_bytes'):+.2%}",
+            f"{error(entry, 'without'):+.1%}",
+        )
+        rows.append(cells)
+    return PAGE.format(
+        **LOOPED,
+        **table(COLUMNS, rows),
+        **summary((kept[case.label] for case in judged), ("trace",)),
+    )
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ def test_kernels_keep_less_and_time_themselves_first() -> None:
 
     config, setup = config_of("falcon_h1"), setup_of(**FULL)
     fused, plain = (trace(config, each) for each in (setup, setup.with_(mixer_kernels=())))
-    kept = [each.moment("forward").component("activations") for each in (fused, plain)]
+    kept = [each.moment("forward").components["activations"] for each in (fused, plain)]
     assert kept[0] < kept[1] / 2
     log = recorded(config, setup)[0]
     timed = [storage.born for storage in log.storages if storage.nbytes == CACHE_BYTES]
