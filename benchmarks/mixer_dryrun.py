@@ -152,7 +152,8 @@ it is:
 {packages}
 
 Model types: {families}.
-Every answer about one of them says which was taken; without the packages a warning names the setting. On a CPU none of them runs.
+Every answer about one of them says which was taken, whatever is installed where memplan runs; without the
+packages a warning names the setting. On a CPU none of them runs.
 
 | stack | default | read in |
 |---|---|---|

@@ -7,6 +7,7 @@ integrations/hub_kernels.py use_kernel_func_from_hub_with_fallback).
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,27 +19,31 @@ from torch import nn
 
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.run.delta_rules import GatedDeltaRule, KimiDeltaRule
-from memplan.planner.tables.mixer_kernels import FUNCTIONS, tile
+from memplan.planner.tables.mixer_kernels import FUNCTIONS, ONE_TOKEN, tile
 
 Kernel = Callable[..., Any]
 
 
 @contextmanager
 def functions(base: nn.Module, setup: Setup) -> Iterator[None]:
-    """While active, the functions that the code of a model's modules looks up are the packages'."""
+    """While active, the functions that the code of a model's modules looks up are those of the packages that
+    the setup names, and of plain torch for all others, whatever is installed here.
+    """
     with ExitStack() as stack:
-        for code, name in _replaced(base, setup):
-            stack.enter_context(patch.object(code, name, _kernel(name, setup)))
+        for code, name, kernel in _replaced(base, setup):
+            stack.enter_context(patch.object(code, name, kernel))
         yield
 
 
-def _replaced(base: nn.Module, setup: Setup) -> Iterator[tuple[Any, str]]:
-    """(the module of code, the function's name) of each that a package replaces; on a CPU none runs."""
-    if setup.device == "cpu":
-        return
-    codes = dict.fromkeys(sys.modules[type(module).__module__] for module in base.modules())
-    asked = [name for name, package in FUNCTIONS.items() if package in setup.mixer_kernels]
-    yield from ((code, name) for code in codes for name in asked if hasattr(code, name))
+def _replaced(base: nn.Module, setup: Setup) -> Iterator[tuple[Any, str, Kernel]]:
+    """(the module of code, the function's name, the function) of each; on a CPU no package's runs."""
+    taken = setup.mixer_kernels if setup.device == "cuda" else ()
+    for code in dict.fromkeys(sys.modules[type(module).__module__] for module in base.modules()):
+        for name in (*FUNCTIONS, *ONE_TOKEN):
+            found = getattr(code, name, None)
+            if found is not None:
+                ours = FUNCTIONS.get(name) in taken
+                yield code, name, _kernel(name, setup) if ours else inspect.unwrap(found)
 
 
 def _kernel(name: str, setup: Setup) -> Kernel:

@@ -38,6 +38,8 @@ FUNCTIONS: dict[str, str] = {
     "causal_conv1d_fn": "causal-conv1d",
 }
 """What a modeling file calls the function of plain torch -> the package whose function replaces it."""
+ONE_TOKEN = ("torch_recurrent_gated_delta_rule", "recurrent_kimi_delta_attention", "causal_conv1d_update")
+"""Functions of a single token behind others, which plain torch's stand for: they hold little."""
 _TILES: dict[tuple[int, int], tuple[int, int]] = {
     (7, 0): (32, 32),
     (7, 5): (32, 32),
