@@ -205,9 +205,6 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
         # 0.9.5 train/trainer_utils.py create_ref_model: none for adapters, which then fails
         lacks["use_asft_loss"] = "LLaMA-Factory makes a reference model for full fine-tuning alone"
     facts["_lacks"] = {**lacks, **facts.get("_lacks", {})}
-    if facts.get("attention") == "flash_attention_2":
-        # 0.9.5 model/patcher.py patch_qwen3_5_forward: Qwen3.5 is then run by it, or refused
-        facts["mixer_kernels"] = ("fla",)
     facts.setdefault("_checkpointing", not facts.get("_no_checkpointing", False))
     if facts.get("_no_checkpointing"):
         facts["_checkpointing"] = False

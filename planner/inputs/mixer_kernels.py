@@ -13,6 +13,11 @@ def said(model_type: str, setup: Any) -> Iterator[str]:
     taken = [name for name in _looked_for(model_type) if name in setup.mixer_kernels]
     if taken and setup.device == "cuda":
         yield f"kernels taken to be installed: {'; '.join(MIXER_KERNELS[name] for name in taken)}"
+    if "fla" in taken and setup.device == "cuda":
+        yield (
+            "the first run of fla's kernels on a machine searches for configurations with 256 MiB beside what "
+            "is held, which is not counted"
+        )
 
 
 def warnings(model_type: str, setup: Any) -> Iterator[str]:
@@ -31,8 +36,8 @@ def warnings(model_type: str, setup: Any) -> Iterator[str]:
         )
     if "fla" not in lacking and setup.packed_documents > 1 and "fla" in _looked_for(model_type):
         yield (
-            "packed rows: fla's own convolution, and keys that axolotl and LLaMA-Factory repeat for each value "
-            "head, are not modeled, so without checkpointing the prediction can be on the low side"
+            "packed rows: fla's own convolution, and keys that axolotl and LLaMA-Factory repeat for each "
+            "value head, are not modeled, so without checkpointing the prediction can be on the low side"
         )
 
 

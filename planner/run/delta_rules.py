@@ -3,16 +3,18 @@ allocation (ops/gated_delta_rule/chunk.py, chunk_fwd.py, wy_fast.py; ops/kda/chu
 chunk_bwd.py, chunk_intra.py, wy_fast.py; ops/gla/chunk.py; ops/common/chunk_delta_h.py, chunk_o.py;
 ops/utils/cumsum.py; modules/norm/l2norm.py).
 
-A kernel's launch allocates nothing, so nothing is computed here. Local variables stand in the library's order,
-since that is the order in which Python frees them. B batch, T tokens, H key heads, G value heads, K and V
-their sizes, C chunks, N rows.
+A kernel's launch allocates nothing, so nothing is computed here. Local variables stand in the library's
+order, since that is the order in which Python frees them. B batch, T tokens, H key heads, G value heads, K
+and V their sizes, C chunks.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 CHUNK = 64
 """Tokens of a chunk, where transformers 5.24 names none."""
@@ -20,9 +22,9 @@ _PART = 16
 """Tokens of a chunk's diagonal blocks, which Kimi's rule keeps in fp32 (chunk_intra.py BC)."""
 _TILE = 32
 """Channels of a key that a block of Kimi's backward takes (chunk_intra.py BK)."""
-Tensor = torch.Tensor
-_forward = torch.amp.custom_fwd(device_type="cuda")
-_backward = torch.amp.custom_bwd(device_type="cuda")
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+_forward: Callable[[_Method], _Method] = torch.amp.custom_fwd(device_type="cuda")
+_backward: Callable[[_Method], _Method] = torch.amp.custom_bwd(device_type="cuda")
 """The backward runs with the forward's autocast, which sums in fp32."""
 
 
@@ -61,7 +63,9 @@ def _states(k: Tensor, u: Tensor, final: bool) -> tuple[Tensor, Tensor, Tensor |
 def _of_states(
     q: Tensor, do: Tensor, dv: Tensor, state: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """The gradients of the states (B, C, G, K, V), of the first one, and of v (chunk_gated_delta_rule_bwd_dhu)."""
+    """The gradients of the states (B, C, G, K, V), of the first one, and of v
+    (chunk_gated_delta_rule_bwd_dhu).
+    """
     rows, tokens, heads, wide = do.shape
     each = q.new_empty(rows, -(-tokens // CHUNK), heads, q.shape[-1], wide)
     first = None if state is None else torch.empty_like(state, dtype=torch.float32)
@@ -97,7 +101,7 @@ class GatedDeltaRule(torch.autograd.Function):
         """The output in the dtype of v; `tile`: channels of a key that a block of the backward takes."""
         given = [x.contiguous() for x in (q, k, v, g, beta)]
         ctx.normal, ctx.tile = normal, tile
-        return _gated(ctx, *given, state, final)
+        return _gated(ctx, given, state, final)
 
     @staticmethod
     @_backward
@@ -105,16 +109,15 @@ class GatedDeltaRule(torch.autograd.Function):
         """The gradients of q, k, v, g, beta and the first state."""
         given = [do.contiguous()]
         q, q_scale, k, k_scale, v, g, beta, inverse, state = ctx.saved_tensors
-        dq, dk, dv, db, dg, first = _gated_gradients(q, k, v, g, beta, inverse, state, *given, ctx.tile)
+        dq, dk, dv, db, dg, first = _gated_gradients(q, k, v, g, beta, inverse, state, given[0], ctx.tile)
         if ctx.normal:
             dq = _of_norm(q)
             dk = _of_norm(k)
         return dq.to(q), dk.to(k), dv.to(v), dg.to(g), db.to(beta), first, None, None, None
 
 
-def _gated(
-    ctx: Any, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor | None, final: bool
-) -> tuple[Tensor, Tensor | None]:
+def _gated(ctx: Any, given: list[Tensor], state: Tensor | None, final: bool) -> tuple[Tensor, Tensor | None]:
+    q, k, v, g, beta = given
     q_scale = k_scale = None
     if ctx.normal:
         q, q_scale = _norm(q)
@@ -203,7 +206,7 @@ class KimiDeltaRule(torch.autograd.Function):
         """The output in the dtype of q."""
         given = [x.contiguous() for x in (q, k, v, g, beta)]
         ctx.normal = normal
-        return _kimi(ctx, *given, state, final)
+        return _kimi(ctx, given, state, final)
 
     @staticmethod
     @_backward
@@ -211,16 +214,15 @@ class KimiDeltaRule(torch.autograd.Function):
         """The gradients of q, k, v, g, beta and the first state."""
         given = [do.contiguous()]
         q, q_scale, k, k_scale, v, sums, g, beta, inside, inverse, state = ctx.saved_tensors
-        dq, dk, dv, db, dg, first = _kimi_gradients(q, k, v, sums, beta, inverse, state, *given)
+        dq, dk, dv, db, dg, first = _kimi_gradients(q, k, v, sums, beta, inverse, state, given[0])
         if ctx.normal:
             dq = _of_norm(q)
             dk = _of_norm(k)
         return dq.to(q), dk.to(k), dv.to(v), dg.to(g), db.to(beta), first, None, None
 
 
-def _kimi(
-    ctx: Any, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor | None, final: bool
-) -> tuple[Tensor, Tensor | None]:
+def _kimi(ctx: Any, given: list[Tensor], state: Tensor | None, final: bool) -> tuple[Tensor, Tensor | None]:
+    q, k, v, g, beta = given
     q_scale = k_scale = None
     if ctx.normal:
         q, q_scale = _norm(q)
@@ -245,7 +247,7 @@ def _kimi_inside(k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
     """A chunk's products, one of them with its diagonal blocks in fp32 (chunk_kda_fwd_intra)."""
     inside = torch.empty(*v.shape[:3], CHUNK, dtype=k.dtype, device=k.device)
     inverse = torch.zeros(*v.shape[:3], CHUNK, dtype=k.dtype, device=k.device)
-    diagonal = torch.empty(*v.shape[:3], _PART, dtype=torch.float32, device=k.device)
+    _diagonal = torch.empty(*v.shape[:3], _PART, dtype=torch.float32, device=k.device)
     w, u = _products(k, v)
     kg = torch.empty_like(w)
     return w, u, kg, inside, inverse
@@ -265,7 +267,7 @@ def _kimi_gradients(
     w, u = _products(k, v)
     qg, kg = torch.empty_like(w), torch.empty_like(w)
     h, new, _ = _states(kg, u, False)
-    dinside = new.new_empty(*inverse.shape, dtype=torch.float32)
+    _dinside = new.new_empty(*inverse.shape, dtype=torch.float32)
     dv = torch.empty_like(do)
     dh, first, dv = _of_states(qg, do, dv, state)
     dq, dk, dv, db, dg, dinverse = _of_kimi_products(k, v, g, beta, inverse)

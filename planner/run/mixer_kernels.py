@@ -7,10 +7,10 @@ integrations/hub_kernels.py use_kernel_func_from_hub_with_fallback).
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from importlib.util import find_spec
 from typing import Any
 from unittest.mock import patch
 
@@ -24,7 +24,7 @@ from memplan.planner.run.launches import Launches
 from memplan.planner.run.selective_scans import Inner, SelectiveScan
 from memplan.planner.run.state_space_mixer import Mixer, Shape
 from memplan.planner.run.state_spaces import ChunkScan
-from memplan.planner.tables.mixer_kernels import FUNCTIONS, IMPORTED, UNFUSED, tile
+from memplan.planner.tables.mixer_kernels import FUNCTIONS, ONE_TOKEN, UNFUSED, tile
 
 Kernel = Callable[..., Any]
 
@@ -32,20 +32,25 @@ Kernel = Callable[..., Any]
 @contextmanager
 def functions(base: nn.Module, setup: Setup, launch: Launches) -> Iterator[None]:
     """While active, the functions that the code of a model's modules looks up are those of the packages that
-    the setup names, and plain torch's of others, whatever is installed here; `launch`: the launches of the
-    run so far.
+    the setup names, and of plain torch for all others, whatever is installed here; `launch`: the launches of
+    the run so far.
     """
-    taken = setup.mixer_kernels if setup.device == "cuda" else ()  # on a CPU none runs
-    unfused = (setup.recipe, str(base.config.model_type)) in UNFUSED  # type: ignore[union-attr]
     with ExitStack() as stack:
-        for code in dict.fromkeys(sys.modules[type(module).__module__] for module in base.modules()):
-            for name, package in FUNCTIONS.items():
-                found = getattr(code, name, None)
-                if package in taken and found is not None:
-                    stack.enter_context(patch.object(code, name, _kernel(name, setup, launch, unfused)))
-                elif found is not None and find_spec(IMPORTED[package]) is not None:
-                    stack.enter_context(patch.object(code, name, found.__wrapped__))
+        for code, name, kernel in _replaced(base, setup, launch):
+            stack.enter_context(patch.object(code, name, kernel))
         yield
+
+
+def _replaced(base: nn.Module, setup: Setup, launch: Launches) -> Iterator[tuple[Any, str, Kernel]]:
+    """(the module of code, the function's name, the function) of each; on a CPU no package's runs."""
+    taken = setup.mixer_kernels if setup.device == "cuda" else ()
+    unfused = (setup.recipe, str(base.config.model_type)) in UNFUSED  # type: ignore[union-attr]
+    for code in dict.fromkeys(sys.modules[type(module).__module__] for module in base.modules()):
+        for name in (*FUNCTIONS, *ONE_TOKEN):
+            found = getattr(code, name, None)
+            if found is not None:
+                ours = FUNCTIONS.get(name) in taken
+                yield code, name, _kernel(name, setup, launch, unfused) if ours else inspect.unwrap(found)
 
 
 def _kernel(name: str, setup: Setup, launch: Launches, unfused: bool) -> Kernel:

@@ -78,8 +78,8 @@ UNFUSED = frozenset({("axolotl", "nemotron_h")})
 """(recipe, model type) whose mixer runs its parts one by one where its out_proj is quantized (axolotl 0.19
 monkeypatch/models/nemotron_h/modeling.py guard_nemotron_h_fused_scan); transformers itself fails there.
 """
-IMPORTED = {"fla": "fla", "causal-conv1d": "causal_conv1d", "mamba-ssm": "mamba_ssm"}
-"""What a program imports of each package."""
+ONE_TOKEN = ("torch_recurrent_gated_delta_rule", "recurrent_kimi_delta_attention")
+"""Functions of a single token behind others, which plain torch's stand for: they hold little."""
 _TILES: dict[tuple[int, int], tuple[int, int]] = {
     (7, 0): (32, 32),
     (7, 5): (32, 32),
