@@ -15,11 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from memplan.planner.inputs.validation_text import refusal
 from memplan.planner.tables.errors import UsageError, shown
 from memplan.planner.tables.fused_kernels import FusedKernel as FusedKernel  # Setup names these three
-<<<<<<< HEAD
-from memplan.planner.tables.mixer_kernels import MixerKernel as MixerKernel
-=======
 from memplan.planner.tables.losses import Loss as Loss
->>>>>>> main
+from memplan.planner.tables.mixer_kernels import MixerKernel as MixerKernel
 from memplan.planner.tables.sdp import Attention as Attention
 
 FloatType = Literal["bfloat16", "float16", "float32"]

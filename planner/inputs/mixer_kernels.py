@@ -15,8 +15,8 @@ def said(model_type: str, setup: Any) -> Iterator[str]:
         yield f"kernels taken to be installed: {'; '.join(MIXER_KERNELS[name] for name in taken)}"
     if "fla" in taken and setup.device == "cuda":
         yield (
-            "the first run of fla's kernels on a machine searches for configurations with 256 MiB beside what "
-            "is held, which is not counted"
+            "the first run of fla's kernels on a machine searches for configurations with 256 MiB beside "
+            "what is held, which is not counted"
         )
 
 
