@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
@@ -15,6 +15,7 @@ from memplan.cli.completion import completes
 from memplan.names import SHORT, setup_fields
 from memplan.planner.inputs.setup import FIELDS
 from memplan.planner.tables.errors import UsageError, shorten
+from memplan.planner.tables.losses import Loss
 from memplan.planner.tables.sdp import ATTENTIONS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -104,7 +105,11 @@ _OPTIONS = (
         metavar="NAME",
         help=f"Attention: {', '.join(ATTENTIONS)}.",
     ),
-    click.option("--loss", metavar="NAME", help="Loss: full, chunked or fused."),
+    click.option(
+        "--loss",
+        metavar="NAME",
+        help="Loss: " + ", ".join(get_args(Loss)) + ".",
+    ),
     click.option("--padded/--packed", default=None, help="Batches with a padding mask, or without padding."),
     click.option("--load", metavar="HOW", help="How weights are loaded: pretrained or random."),
     click.option(

@@ -10,9 +10,9 @@ from __future__ import annotations
 from memplan.planner.formula.forward import preferences, whole_logits
 from memplan.planner.formula.forward.context import Context, Device
 from memplan.planner.formula.forward.decoder import Decoder, Guard
-from memplan.planner.formula.forward.fused_losses import WITHOUT_LOGITS
 from memplan.planner.formula.forward.linears import orthogonality
-from memplan.planner.formula.forward.losses import causal_loss, logits_of
+from memplan.planner.formula.forward.losses import logits_of
+from memplan.planner.formula.forward.parted_losses import OF_HIDDEN_STATES, OF_LOGITS
 from memplan.planner.formula.forward.pooled import POOLED_LOSSES
 from memplan.planner.formula.optimizer_step import in_backward, optimizer_step
 from memplan.planner.formula.parameters import B, ParameterTable, S
@@ -150,12 +150,12 @@ class Step:
         to want a gradient.
         """
         names: dict[str, Component] = {"logits of the step before": "activations"}
-        if self.setup.loss != "full":
+        if self.setup.loss not in OF_LOGITS:
             names = {}
         if self.setup.checkpointing != "none" and METHODS[self.setup.method].trains != "all":
             names["embeddings of the step before"] = "activations"
             names["gradient of the embeddings of the step before"] = "temporaries"
-        if self.w.past and self.setup.loss == "full":
+        if self.w.past and self.setup.loss in OF_LOGITS:
             names["keys and values of the step before"] = "activations"
         return [
             self.tape.alloc(name, (), "float32", "the loop keeps its outputs", component)
@@ -214,11 +214,11 @@ class Step:
         if self.setup.task in POOLED_LOSSES:
             logits, loss = POOLED_LOSSES[self.setup.task](w, hidden)
             logits = self.hooks.leave("tail", logits)
-        elif self.setup.loss == "full":
+        elif self.setup.loss in OF_LOGITS:
             logits = self.hooks.leave("tail", logits_of(w, hidden))
-            loss = causal_loss(w, logits)
+            loss = OF_LOGITS[self.setup.loss](w, logits)
         else:
-            loss = WITHOUT_LOGITS[self.setup.loss](w, hidden)
+            loss = OF_HIDDEN_STATES[self.setup.loss](w, hidden)
         del hidden
         loss = self.hooks.leave("root", loss if logits is not None else self.hooks.leave("tail", loss))
         if (

@@ -84,7 +84,7 @@ def _settle_loss(facts: Facts, warnings: list[str]) -> None:
     if facts.get("_fused_loss") or cut:
         facts["loss"] = "fused"
     elif facts.get("_chunked_loss"):
-        facts["loss"] = "chunked"
+        facts["loss"] = "axolotl-chunked"
     if cut:
         warnings.append(
             "cut cross-entropy holds no logits at all: Liger's fused loss is assumed, so the prediction is "

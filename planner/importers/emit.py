@@ -86,7 +86,7 @@ def _axolotl(model: str, s: Setup) -> dict[str, Any]:
         (True, {"attn_implementation": s.attention.split("-")[0]}),
         (s.loss == "fused" or bool(named(s.fused_kernels)), {**named(s.fused_kernels), **liger}),
         (s.loss == "fused", {"liger_fused_linear_cross_entropy": True}),
-        (s.loss == "chunked", {"chunked_cross_entropy": True}),
+        (s.loss == "axolotl-chunked", {"chunked_cross_entropy": True}),
         (s.parallel == "fsdp", fsdp),
     )
 

@@ -6,7 +6,6 @@ import re
 from typing import Any
 
 from memplan.planner.importers.rules import (
-    SIDE,
     Facts,
     Rule,
     bad,
@@ -76,12 +75,14 @@ MODELS = {
 """torchtune's builders -> the catalog's names."""
 
 
-CHUNKED_LOSSES = ("CEWithChunkedOutputLoss", "LinearCrossEntropyLoss")
-"""torchtune 0.6.1 modules/loss/ce_chunked_output_loss.py; modules/loss/cross_entropy_loss.py after it
-(02b12d3), where the head's product is in the loop too: eight chunks, neither recomputed nor checkpointed.
+LOSSES = {
+    "CEWithChunkedOutputLoss": "torchtune-0.6",
+    "LinearCrossEntropyLoss": "torchtune",
+    "LigerFusedCrossEntropyLoss": "fused",
+}
+"""torchtune 0.6.1 modules/loss/ce_chunked_output_loss.py; modules/loss/cross_entropy_loss.py after it, which has
+Liger's own kernel too (02b12d3).
 """
-FUSED_LOSSES = ("LigerFusedCrossEntropyLoss",)
-"""Liger's own kernel (02b12d3, the same file)."""
 
 RENAMED = {"output_proj": "o_proj"}
 FUSED = {
@@ -228,7 +229,9 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     facts["autocast"] = "none"
     facts.setdefault("micro_batch", 1)
     _checkpointing(facts, warnings)
-    _loss(facts, warnings)
+    loss = LOSSES.get(facts.get("_loss", "").rpartition(".")[2])
+    if loss is not None:
+        facts["loss"] = loss
     if ".rlhf." in facts.get("_loss", ""):  # recipes/lora_dpo_single_device.py; SimPO compares with nothing
         facts.pop("loss", None)
         facts["task"] = "dpo_logits"
@@ -271,20 +274,6 @@ def _checkpointing(facts: Facts, warnings: list[str]) -> None:
     elif facts.get("_offloads"):
         warnings.append(
             "torchtune refuses enable_activation_offloading without enable_activation_checkpointing: left out"
-        )
-
-
-def _loss(facts: Facts, warnings: list[str]) -> None:
-    """Logits in chunks are no logits spared: autograd keeps the fp32 log-softmax of every chunk (4 B S V bytes)
-    until its backward. `full` holds the logits in 16 and in 32 bit besides, `chunked` (TRL's) none of the three.
-    """
-    name = facts.get("_loss", "").rpartition(".")[2]
-    if name in FUSED_LOSSES:
-        facts["loss"] = "fused"
-    elif name in CHUNKED_LOSSES:
-        warnings.append(
-            f"{name} upcasts the logits a chunk at a time and keeps each chunk's log-softmax: loss full is "
-            "assumed, --loss chunked, which keeps none, is the low side" + SIDE["high"]
         )
 
 

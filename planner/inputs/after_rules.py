@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from memplan.planner.inputs.task_rules import PROMPTS
+from memplan.planner.tables.losses import WITH_LOGITS
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.tasks import TASKS
 
@@ -34,7 +35,7 @@ def evaluation(s: Any) -> list[tuple[bool, str]]:
             + ": use a multiple of it",
         ),
         (
-            s.eval_kept is not None and s.loss != "full",
+            s.eval_kept is not None and s.loss not in WITH_LOGITS,
             f"{kept} contradicts loss '{s.loss}', which never has whole logits: use --loss full",
         ),
         (

@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # the names of legal values: `checking` reads them where a pe
         Size,
     )
     from memplan.planner.tables.fused_kernels import FusedKernel
+    from memplan.planner.tables.losses import Loss
     from memplan.planner.tables.mixer_kernels import MixerKernel
     from memplan.planner.tables.sdp import Attention
 
@@ -89,7 +90,7 @@ class Setup:
     load: Literal["pretrained", "random"]
     vocabulary: Size | None  # rows of embedding and head once they are resized; None: those of the model
     attention: Attention
-    loss: Literal["full", "chunked", "fused"]
+    loss: Loss
     fused_kernels: tuple[FusedKernel, ...]  # in place of the model's own operations
     mixer_kernels: tuple[MixerKernel, ...]  # packages that linear attention and convolution run by
     optimizer: str

@@ -1,17 +1,19 @@
-"""The forward pass up to the loss: the model's own (logits materialized), in TRL's tiles (chunked), or fused
-as Liger does it; a task's trainer computes its loss from the outputs.
+"""The forward pass up to the loss: the model's own (logits materialized), in TRL's tiles (chunked), fused as
+Liger does it, or of logits in parts; a task's trainer computes its loss from the outputs.
 """
 
 from __future__ import annotations
 
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 from memplan.planner.run import (
     chunked_loss,
     distillation,
     embeddings,
     fused_loss,
+    parted_losses,
     policy,
     preferences,
     whole_logits,
@@ -25,7 +27,12 @@ TASK_LOSSES = {
     "distill": distillation.distill,
     "embed": embeddings.embed,
 }
-LOSSES = {"chunked": chunked_loss.loss_of, "fused": fused_loss.loss_of}
+LOSSES: dict[str, chunked_loss.LossOf] = {
+    "chunked": chunked_loss.loss_of,
+    "fused": fused_loss.loss_of,
+    "torchtune": parted_losses.torchtune,
+    "torchtune-0.6": parted_losses.torchtune_06,
+}
 
 
 def forward(built: Built) -> Any:
@@ -33,6 +40,9 @@ def forward(built: Built) -> Any:
     task = TASK_LOSSES.get(built.setup.task)
     if task is not None:
         return task(built)
+    if built.setup.loss == "axolotl-chunked":
+        with patch.dict("transformers.loss.loss_utils.LOSS_MAPPING", {"ForCausalLM": parted_losses.axolotl}):
+            return preferences.called(built, built.model, built.batch)
     if built.setup.loss != "full":
         loss_of = LOSSES[built.setup.loss]
         if built.setup.activation_offload != "none" and built.setup.loss == "chunked":

@@ -5,7 +5,7 @@ N tokens, H hidden, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.symbolic.expr import (
@@ -227,9 +227,3 @@ def _chunk(w: Context, inputs: Sequence[Tensor], rows: Sized, times: Sized) -> N
             why = "a chunk's part of the head's gradient, before it is added (torch.mm(...).float())"
             lower.append(made("product of a chunk", weight.shape, dtype, why))
             lower.append(made("product of a chunk in fp32", weight.shape, "float32", why))
-
-
-WITHOUT_LOGITS: dict[str, Callable[[Context, Tensor], Tensor]] = {
-    "chunked": chunked_loss,
-    "fused": fused_loss,
-}

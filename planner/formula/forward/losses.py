@@ -20,11 +20,7 @@ def logits_of(w: Context, given: Tensor) -> Tensor:
     """The logits (B, S, V) of the last hidden states, softcap and scale applied."""
     t, spec = w.t, w.parameter_table.spec
     with t.inside("logits: "):
-        logits = head(w, given)
-        if spec.logit_softcap is not None:
-            logits = unary(t, "scale", logits, "logits / softcap")
-            logits = unary(t, "tanh", logits, "tanh of logits")
-            logits = unary(t, "scale", logits, "capped logits")
+        logits = softcapped(w, head(w, given))
         if spec.scaled_logits:
             logits = unary(t, "scale", logits, "scaled logits")
         if w.setup.transformers == "4.43":  # 4.45.2 models/mistral/modeling_mistral.py: logits.float()
@@ -39,6 +35,15 @@ def head(w: Context, given: Tensor) -> Tensor:
     """lm_head, whose weight is the embedding's where they are tied."""
     with nullcontext() if w.t.offload is None else w.t.offload.spared():
         return linear(w, w.parameter_table.spec.head, given)
+
+
+def softcapped(w: Context, logits: Tensor) -> Tensor:
+    """The logits within the model's cap, where it has one."""
+    if w.parameter_table.spec.logit_softcap is None:
+        return logits
+    logits = unary(w.t, "scale", logits, "logits / softcap")
+    logits = unary(w.t, "tanh", logits, "tanh of logits")
+    return unary(w.t, "scale", logits, "capped logits")
 
 
 def causal_loss(w: Context, logits: Tensor) -> Tensor:
