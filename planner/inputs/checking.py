@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from memplan.planner.inputs.validation_text import refusal
 from memplan.planner.tables.errors import UsageError, shown
-from memplan.planner.tables.fused_kernels import FusedKernel as FusedKernel  # Setup names these three
+from memplan.planner.tables.fused_kernels import FusedKernel as FusedKernel  # Setup names these
 from memplan.planner.tables.losses import Loss as Loss
 from memplan.planner.tables.mixer_kernels import MixerKernel as MixerKernel
 from memplan.planner.tables.sdp import Attention as Attention
