@@ -17,7 +17,7 @@ from time import process_time
 from typing import Any
 
 from fused_dryrun import _SFT, _TRAINER, GPUS
-from script_runs import bytes_of, command, error, table
+from script_runs import bytes_of, command, error, summary, table
 from tasks_scripts import HEAD
 
 from memplan.planner.inputs.models import find
