@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # the names of legal values: `checking` reads them where a pe
     )
     from memplan.planner.tables.fused_kernels import FusedKernel
     from memplan.planner.tables.losses import Loss
+    from memplan.planner.tables.mixer_kernels import MixerKernel
     from memplan.planner.tables.sdp import Attention
 
 
@@ -92,6 +93,7 @@ class Setup:
     attention: Attention
     loss: Loss
     fused_kernels: tuple[FusedKernel, ...]  # in place of the model's own operations
+    mixer_kernels: tuple[MixerKernel, ...]  # packages that linear attention and convolution run by
     optimizer: str
     optimizer_mode: Literal["foreach", "fused", "loop"]
     optimizer_in_backward: bool  # each gradient is applied and freed as soon as it is whole

@@ -191,6 +191,7 @@ RECIPES: dict[str, Recipe] = {
             "allocator": "expandable",
             "pad_to_multiple_of": 64,
             "trl": "1.13",
+            "mixer_kernels": ("fla",),
         },
         methods={
             "full": {"upcast_modules": "norms_and_embeddings"},
@@ -226,6 +227,8 @@ RECIPES: dict[str, Recipe] = {
             "true, use_reentrant False "
             "(utils/config/__init__.py)",
             "outputs_fp32": _FP32_OUTPUTS,
+            "mixer_kernels": "axolotl 0.19 pyproject.toml: fla-core 0.5.2 is a dependency, but on aarch64; packed rows "
+            "are refused without it (monkeypatch/models/qwen3_5/modeling.py)",
         },
         notes=(
             (
@@ -295,6 +298,7 @@ RECIPES: dict[str, Recipe] = {
             "video_fps": "LLaMA-Factory 0.9.5 hparams/model_args.py video_fps 2.0",
             "video_frames": "LLaMA-Factory 0.9.5 hparams/model_args.py video_maxlen 128",
             "pad_to_multiple_of": "LLaMA-Factory 0.9.5 train/sft/workflow.py run_sft: 8 in training",
+            "mixer_kernels": "LLaMA-Factory 0.9.5 model/patcher.py: with fa2 Qwen3.5 is refused without fla",
             "rank": "LLaMA-Factory 0.9.5 hparams/finetuning_args.py lora_rank 8",
             "alpha": "LLaMA-Factory 0.9.5 hparams/finetuning_args.py: lora_alpha is 2 x lora_rank",
             "dropout": "LLaMA-Factory 0.9.5 hparams/finetuning_args.py lora_dropout 0.0",
@@ -324,7 +328,10 @@ RECIPES: dict[str, Recipe] = {
                 "micro-batch 1: memplan default (library default: per_device_train_batch_size=8)",
             ),
         ),
-        when=(({"parallel": "fsdp"}, {"checkpointing": "non_reentrant"}),),
+        when=(
+            ({"parallel": "fsdp"}, {"checkpointing": "non_reentrant"}),
+            ({"attention": "flash_attention_2"}, {"mixer_kernels": ("fla",)}),
+        ),
     ),
     "paper": Recipe(
         "paper",
