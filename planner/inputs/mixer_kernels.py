@@ -28,11 +28,16 @@ def warnings(model_type: str, setup: Any) -> Iterator[str]:
             "installed: slower, and other tensors; with it: --set mixer_kernels=fla, and with causal-conv1d "
             "too: --set mixer_kernels=fla,causal-conv1d"
         )
-    if "fla" not in lacking and setup.packed_documents > 1 and _looked_for(model_type):
-        yield (
-            "packed rows: fla's own convolution, and keys that axolotl and LLaMA-Factory repeat for each "
-            "value head, are not modeled, so without checkpointing the prediction can be on the low side"
-        )
+
+
+def uncounted(model_type: str, setup: Any) -> tuple[str, ...]:
+    """What packed rows change: axolotl and LLaMA-Factory then run fla's own convolution, and repeat keys for
+    each value head (axolotl 0.19 monkeypatch/models/qwen3_5/modeling.py).
+    """
+    packed = setup.packed_documents > 1 and setup.device == "cuda"
+    if packed and "fla" in setup.mixer_kernels and "fla" in _looked_for(model_type):
+        return ("the convolution and the repeated keys of packed rows under flash-linear-attention",)
+    return ()
 
 
 def _looked_for(model_type: str) -> tuple[str, ...]:

@@ -120,7 +120,11 @@ def predicted(config: Mapping[str, Any], setup: Setup, log: Log, facts: Facts, n
             *mixer_kernels.said(model_type, setup),
             *assumptions(spec, setup),
         ),
-        not_modelled=(*uncounted(config, setup), *fused_kernels.uncounted(model_type, setup)),
+        not_modelled=(
+            *uncounted(config, setup),
+            *fused_kernels.uncounted(model_type, setup),
+            *mixer_kernels.uncounted(model_type, setup),
+        ),
         warnings=(*facts.warnings, *warnings(spec, setup, model_type)),
         extra={
             "timeline": timeline.points(),
