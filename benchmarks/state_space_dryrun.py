@@ -127,10 +127,10 @@ def dry_run(case: Case, python: str) -> dict[str, int]:
 
 
 def predictions(case: Case) -> dict[str, dict[str, int]]:
-    """The same of the trace."""
+    """The same of the trace's steps: random weights are not loaded, nor experts stacked."""
     from memplan.planner.trace.engine import trace
 
-    return {"trace": bytes_of(trace(case.config, case.setup).peak)}
+    return {"trace": bytes_of(trace(case.config, case.setup).step_peak)}
 
 
 PAGE = """# State spaces
