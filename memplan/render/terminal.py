@@ -17,6 +17,7 @@ from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.usual_pictures import is_assumed
 from memplan.planner.prediction import GpuVerdict, Prediction
 from memplan.planner.tables.gpus import Gpu
+from memplan.planner.tables.parallel import named
 from memplan.planner.tables.units import GIB
 from memplan.render.bar import STYLES
 from memplan.render.components import device_segments
@@ -134,7 +135,7 @@ def subject(prediction: Prediction) -> str:
     if setup.method != "inference":
         parts.append(f"gradient checkpointing {'off' if setup.checkpointing == 'none' else 'on'}")
     if setup.gpus > 1:
-        parts.append(f"one rank of {setup.gpus} ({setup.parallel})")
+        parts.append(f"one rank of {setup.gpus} ({named(setup.parallel, setup.fsdp_version)})")
     return " · ".join(parts)
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from memplan.planner.formula.assumptions import assumptions, warnings
-from memplan.planner.inputs import fused_kernels
+from memplan.planner.inputs import fused_kernels, mixer_kernels
 from memplan.planner.inputs.families.table import read_config
 from memplan.planner.inputs.picture_sizes import has_tower
 from memplan.planner.inputs.pictures import said_of, uncounted
@@ -121,6 +121,7 @@ def predicted(config: Mapping[str, Any], setup: Setup, log: Log, facts: Facts, n
         smallest_capacity_bytes=smallest,
         assumptions=(
             *filter(None, (said_of(config, setup),)),
+            *mixer_kernels.said(model_type, setup),
             *assumptions(spec, setup),
             *(() if open_ended else beside),
         ),
