@@ -129,8 +129,8 @@ JUDGED: dict[str, dict[str, str]] = {
             peft_init_lora_weights peft_layers_pattern ring_attn_func rl_beta tiled_mlp_*
             torch_compile_*
         """,
-        "parts that a text model lacks": """
-            freeze_mm_modules image_resize_algorithm image_size role_boundaries
+        "how a picture is resized, not to which size; which tokens are trained on": """
+            image_resize_algorithm role_boundaries
         """,
         "numbers of a loss, or details of a switch reported by itself": """
             center_rewards_coefficient cpo_alpha dpo_* eaft_* evaluation_strategy export

@@ -110,10 +110,13 @@ def device_bytes(prediction: Prediction, gpu: Gpu) -> int:
 
 
 def margin(prediction: Prediction) -> float:
-    """By which share a prediction's reserved bytes may be off."""
+    """By which share a prediction's reserved bytes may be off, by published runs or by what a closed library
+    may leave cached.
+    """
     replayed = prediction.survival is not None or prediction.smallest_capacity_bytes is not None
     known = margin_of(prediction.engine, prediction.setup) if replayed else 0.0
-    return max(prediction.accuracy.margin, known)
+    library = prediction.extra.get("library", {})
+    return max(prediction.accuracy.margin, known, float(library.get("reserved_share", 0.0)))
 
 
 def margin_of(engine: str, setup: Setup) -> float:

@@ -35,6 +35,8 @@ class Recipe:
     when: tuple[tuple[Mapping[str, Any], Mapping[str, Any]], ...] = ()  # (fields, what then changes)
     whole_updates: bool = False
     """It pins a peft before 0.21, whose update of an adapted parameter is as large as the parameter."""
+    dropout_beside_experts: bool = False
+    """Where PEFT adapts experts of its own accord, they go without the dropout that it refuses there."""
 
     def layers(self, method: str, trains: str, quantized: bool) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """This recipe's defaults for one method, weakest first, each with the origin that Setup remembers."""
@@ -188,6 +190,8 @@ RECIPES: dict[str, Recipe] = {
             "outputs_fp32": True,
             "allocator": "expandable",
             "pad_to_multiple_of": 64,
+            "trl": "1.13",
+            "mixer_kernels": ("fla",),
         },
         methods={
             "full": {"upcast_modules": "norms_and_embeddings"},
@@ -216,12 +220,15 @@ RECIPES: dict[str, Recipe] = {
             "quant_storage": "axolotl 0.21 loaders/model.py: bnb_4bit_quant_storage bfloat16",
             "compute_dtype": "axolotl 0.21 loaders/model.py: bnb_4bit_compute_dtype = torch_dtype",
             "pad_to_multiple_of": "axolotl core/builders/causal.py build (03ad8389): 64 unless pad_to_sequence_len is said",
+            "trl": "axolotl 0.19 pyproject.toml: trl 1.9.0",
             "kbit_prepare": "axolotl 0.21 loaders/model.py: after prepare_model_for_kbit_training norms and "
             "embeddings are cast back to torch_dtype: upcast_modules has what stays",
             "checkpointing": "axolotl 0.21 utils/schemas/config.py gradient_checkpointing False; where "
             "true, use_reentrant False "
             "(utils/config/__init__.py)",
             "outputs_fp32": _FP32_OUTPUTS,
+            "mixer_kernels": "axolotl 0.19 pyproject.toml: fla-core 0.5.2 is a dependency, but on aarch64; packed rows "
+            "are refused without it (monkeypatch/models/qwen3_5/modeling.py)",
         },
         notes=(
             (
@@ -236,6 +243,7 @@ RECIPES: dict[str, Recipe] = {
             ),
         ),
         whole_updates=True,  # axolotl 0.19 pyproject.toml: peft 0.20
+        dropout_beside_experts=True,  # axolotl 0.19 loaders/adapter.py _patch_peft_param_wrapper_dropout
         when=(
             ({"attention": "flash_attention_2", "quant_type": "none"}, {"upcast_modules": "routers"}),
             ({"quantize_experts": True}, {"upcast_modules": "routers"}),
@@ -290,6 +298,7 @@ RECIPES: dict[str, Recipe] = {
             "video_fps": "LLaMA-Factory 0.9.5 hparams/model_args.py video_fps 2.0",
             "video_frames": "LLaMA-Factory 0.9.5 hparams/model_args.py video_maxlen 128",
             "pad_to_multiple_of": "LLaMA-Factory 0.9.5 train/sft/workflow.py run_sft: 8 in training",
+            "mixer_kernels": "LLaMA-Factory 0.9.5 model/patcher.py: with fa2 Qwen3.5 is refused without fla",
             "rank": "LLaMA-Factory 0.9.5 hparams/finetuning_args.py lora_rank 8",
             "alpha": "LLaMA-Factory 0.9.5 hparams/finetuning_args.py: lora_alpha is 2 x lora_rank",
             "dropout": "LLaMA-Factory 0.9.5 hparams/finetuning_args.py lora_dropout 0.0",
@@ -319,7 +328,10 @@ RECIPES: dict[str, Recipe] = {
                 "micro-batch 1: memplan default (library default: per_device_train_batch_size=8)",
             ),
         ),
-        when=(({"parallel": "fsdp"}, {"checkpointing": "non_reentrant"}),),
+        when=(
+            ({"parallel": "fsdp"}, {"checkpointing": "non_reentrant"}),
+            ({"attention": "flash_attention_2"}, {"mixer_kernels": ("fla",)}),
+        ),
     ),
     "paper": Recipe(
         "paper",

@@ -105,6 +105,7 @@ class Context:
         self.before: Sized = 0  # how many tokens those are
         self.by_row = False  # whether each row has positions of its own
         self.leaves = False  # every parameter wants a gradient, where none is made (a model nobody froze)
+        self.routed: list[tuple[Tensor, int]] | None = None  # routers' logits where the loss reads them
         self.past = 0  # virtual tokens that stand before every layer's own keys
         self.join: Callable[[int, list[Tensor]], list[Tensor]] | None = (
             None  # a layer's keys and values behind those

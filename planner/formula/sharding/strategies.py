@@ -54,6 +54,9 @@ PARALLEL: dict[str, Parallel] = {
                 "a unit's whole gradients and the reduce-scatter's input",
                 "float32 masters of what is trained where mixed precision is on (accelerate, without 4-bit "
                 "weights)",
+                "between replicas (`--set replicas=N`, HSDP; the GPUs are those of one), where mixed "
+                "precision is on, this rank's parts of all gradients in the dtype in which they are reduced, "
+                "until the backward ends",
                 "in the load peak, a quantized model whole beside its parts: it is loaded onto every GPU, "
                 "and accelerate holds what it cuts; with a loader that keeps it on the host "
                 "(`load_on_host`, axolotl's cpu_ram_efficient_loading), one whole unit",
