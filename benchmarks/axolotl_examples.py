@@ -41,10 +41,11 @@ REFUSALS = {
 def outcome(path: Path, keys: Counter[str]) -> str:
     """ANSWERED, AT_LEAST, NOT_ANSWERED or REFUSED and why, OTHER, or FOR_THE_TRACE."""
     from memplan import api
+    from memplan.planner.formula.lacking import lacking
+    from memplan.planner.importers.changed import applied
     from memplan.planner.importers.choices import runs_instead
     from memplan.planner.importers.files import read_training_file
     from memplan.planner.inputs.models import find
-    from memplan.planner.inputs.setup import resolve
     from memplan.planner.tables.errors import MemplanError, NetworkError, UsageError
 
     try:
@@ -55,7 +56,7 @@ def outcome(path: Path, keys: Counter[str]) -> str:
     if not imported.model:
         return f"{NOT_ANSWERED}: no model named"
     try:
-        model = find(imported.model)
+        model = applied(imported, find(imported.model))
     except NetworkError:
         return f"{NOT_ANSWERED}: the hub has its model"
     except MemplanError as error:
@@ -63,8 +64,11 @@ def outcome(path: Path, keys: Counter[str]) -> str:
     if api.unknown_family(model):
         return FOR_THE_TRACE
     try:
+        model, setup = api.request(model, imported=imported.fields)
         spec = model.spec()
-        setup = runs_instead(imported, resolve(imported=imported.fields), spec)
+        if lacking(spec, setup):
+            return FOR_THE_TRACE
+        setup = runs_instead(imported, setup, spec)
         found = api.predict(model, setup, None)
     except MemplanError as error:
         return unanswered(str(error))

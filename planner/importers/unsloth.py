@@ -30,6 +30,8 @@ NEAREST = (
 )
 MODELS = ("FastLanguageModel", "FastModel", "FastVisionModel", "FastTextModel")
 """The classes that a script loads a model with."""
+MIXERS = ("fla",)
+"""It ships flash-linear-attention's kernels (unsloth 2026.10.9 models/loader.py FLA_MODEL_TYPE_PREFIXES)."""
 SECTIONS = ("training", "lora", "data", "logging")
 WORDS: dict[str, Rule] = {
     "model": use("_model", text),
@@ -86,7 +88,7 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
         for name in ("rank", "alpha", "dropout", "targets"):
             facts.pop(name, None)
     warnings.append(NEAREST)
-    return {**setup_fields(facts), "recipe": "hf", "loss": "fused"}
+    return {**setup_fields(facts), "recipe": "hf", "loss": "fused", "mixer_kernels": MIXERS}
 
 
 def script_facts(facts: Facts, whole: bool) -> None:
@@ -112,7 +114,7 @@ def script_fields(
     half = facts.get("weight_dtype") or ("bfloat16" if bfloat16 else "float16")
     warnings[:] = [warning for warning in warnings if not warning.startswith("TRL loads float32")]
     warnings.append(NEAREST)
-    own = {"recipe": "hf", "loss": "fused", "weight_dtype": half}
+    own = {"recipe": "hf", "loss": "fused", "weight_dtype": half, "mixer_kernels": MIXERS}
     if not (facts.get("_bf16") or facts.get("_fp16")):
         own["autocast"] = half
     if facts.get("_four_bit"):

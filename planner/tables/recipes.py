@@ -60,6 +60,7 @@ _FP32_OUTPUTS = "accelerate 1.15 accelerator.py prepare_model -> convert_outputs
 _KBIT = (
     "peft 0.21 utils/other.py prepare_model_for_kbit_training, the documented first step of k-bit training"
 )
+_TORCHS_FSDP1 = {"use_orig_params": False, "backward_prefetch": "pre"}
 _OUR_QUANT = (
     "nf4, double quantization and bfloat16 compute: memplan defaults for qlora (library "
     "defaults: fp4, single quantization, float32)"
@@ -77,6 +78,9 @@ RECIPES: dict[str, Recipe] = {
         {"optimizer": "adamw_torch", "optimizer_mode": "foreach"},
         methods={"quantized": {**_QUANT, "checkpointing": "reentrant"}},
         sources={
+            **dict.fromkeys(
+                _TORCHS_FSDP1, "torch 2.14 distributed/fsdp/fully_sharded_data_parallel.py __init__"
+            ),
             "checkpointing": (
                 "peft 0.21 utils/other.py prepare_model_for_kbit_training passes {}: torch's default, "
                 "reentrant"
@@ -85,6 +89,8 @@ RECIPES: dict[str, Recipe] = {
             "kbit_prepare": _KBIT,
         },
         notes=(("quant_type", _OUR_QUANT),),
+        # torch 2.14 distributed/fsdp/fully_sharded_data_parallel.py __init__
+        when=(({"parallel": "fsdp", "fsdp_version": 1}, _TORCHS_FSDP1),),
     ),
     "hf": Recipe(
         "hf",
@@ -184,6 +190,8 @@ RECIPES: dict[str, Recipe] = {
             "outputs_fp32": True,
             "allocator": "expandable",
             "pad_to_multiple_of": 64,
+            "trl": "1.13",
+            "mixer_kernels": ("fla",),
         },
         methods={
             "full": {"upcast_modules": "norms_and_embeddings"},
@@ -212,12 +220,15 @@ RECIPES: dict[str, Recipe] = {
             "quant_storage": "axolotl 0.21 loaders/model.py: bnb_4bit_quant_storage bfloat16",
             "compute_dtype": "axolotl 0.21 loaders/model.py: bnb_4bit_compute_dtype = torch_dtype",
             "pad_to_multiple_of": "axolotl core/builders/causal.py build (03ad8389): 64 unless pad_to_sequence_len is said",
+            "trl": "axolotl 0.19 pyproject.toml: trl 1.9.0",
             "kbit_prepare": "axolotl 0.21 loaders/model.py: after prepare_model_for_kbit_training norms and "
             "embeddings are cast back to torch_dtype: upcast_modules has what stays",
             "checkpointing": "axolotl 0.21 utils/schemas/config.py gradient_checkpointing False; where "
             "true, use_reentrant False "
             "(utils/config/__init__.py)",
             "outputs_fp32": _FP32_OUTPUTS,
+            "mixer_kernels": "axolotl 0.19 pyproject.toml: fla-core 0.5.2 is a dependency, but on aarch64; packed rows "
+            "are refused without it (monkeypatch/models/qwen3_5/modeling.py)",
         },
         notes=(
             (
@@ -287,6 +298,7 @@ RECIPES: dict[str, Recipe] = {
             "video_fps": "LLaMA-Factory 0.9.5 hparams/model_args.py video_fps 2.0",
             "video_frames": "LLaMA-Factory 0.9.5 hparams/model_args.py video_maxlen 128",
             "pad_to_multiple_of": "LLaMA-Factory 0.9.5 train/sft/workflow.py run_sft: 8 in training",
+            "mixer_kernels": "LLaMA-Factory 0.9.5 model/patcher.py: with fa2 Qwen3.5 is refused without fla",
             "rank": "LLaMA-Factory 0.9.5 hparams/finetuning_args.py lora_rank 8",
             "alpha": "LLaMA-Factory 0.9.5 hparams/finetuning_args.py: lora_alpha is 2 x lora_rank",
             "dropout": "LLaMA-Factory 0.9.5 hparams/finetuning_args.py lora_dropout 0.0",
@@ -316,7 +328,10 @@ RECIPES: dict[str, Recipe] = {
                 "micro-batch 1: memplan default (library default: per_device_train_batch_size=8)",
             ),
         ),
-        when=(({"parallel": "fsdp"}, {"checkpointing": "non_reentrant"}),),
+        when=(
+            ({"parallel": "fsdp"}, {"checkpointing": "non_reentrant"}),
+            ({"attention": "flash_attention_2"}, {"mixer_kernels": ("fla",)}),
+        ),
     ),
     "paper": Recipe(
         "paper",

@@ -295,6 +295,7 @@ class Observer(Elsewhere, TorchDispatchMode):
         layers: list[int | None] | None,
     ) -> None:
         made = range(len(outputs)) if self.kernels is None else self.kernels.order(func, args, outputs)
+        reach = 0 if self.kernels is None else self.kernels.reach(func, args, outputs)
         for index in set(range(len(outputs))).difference(made):
             self._not_here(outputs[index].untyped_storage())
         for index in made:
@@ -303,6 +304,8 @@ class Observer(Elsewhere, TorchDispatchMode):
             if not tensor.is_meta or storage._cdata in self._alive or self._on_host(args):
                 continue
             self._born(storage, tensor, str(func), where, layers[index] if layers else self._layer)
+            if reach and (watch := self._alive.get(storage._cdata)) is not None:
+                self.log.storages[watch.id].reach = reach
 
     def _not_here(self, storage: Any) -> None:
         key = storage._cdata
@@ -310,14 +313,12 @@ class Observer(Elsewhere, TorchDispatchMode):
         watch.key = key
 
     def _born(self, storage: Any, tensor: torch.Tensor, op: str, where: str, layer: int | None) -> None:
-        nbytes = storage.nbytes()
-        if nbytes == 0:
+        if not (nbytes := storage.nbytes()):
             return
         op = READ if self._reading else op
         shape, dtype = tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
         watch = _Watch(storage, self._died)
-        watch.key = storage._cdata
-        watch.id = self._record(nbytes, op, where, layer, shape, dtype, layer)
+        watch.key, watch.id = storage._cdata, self._record(nbytes, op, where, layer, shape, dtype, layer)
         self._alive[watch.key] = watch
 
     def _died(self, watch: _Watch) -> None:

@@ -34,6 +34,8 @@ class Storage:
     name: str = ""
     saved: bool = False
     held: bool = False  # by a thread's handle, until it exits: a cuBLAS workspace
+    # bytes that a closed library's documented algorithms may take beside while one makes this storage
+    reach: int = 0
     died: int | None = None  # index of its release among the events
     stream: str = ""  # that asks for it, where another one computes
     # where kernels' calls are kept (trace/calls.py): the call that a storage of no bytes stands for, BY_DEPTH
@@ -50,7 +52,8 @@ class Storage:
         call: Any = None,
     ) -> Storage:
         """This storage as another log has it, where it is number `number`, born at its event `born` and not
-        yet dead. (`dataclasses.replace` takes six times as long, and a log has a million.)
+        yet dead; what a library may take beside it grows with it. (`dataclasses.replace` takes six times as
+        long, and a log has a million.)
         """
         return Storage(
             number,
@@ -67,6 +70,7 @@ class Storage:
             self.name,
             self.saved,
             self.held,
+            -(-self.reach * nbytes // self.nbytes) if self.reach else 0,
             None,
             self.stream,
             call,
