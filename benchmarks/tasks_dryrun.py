@@ -121,7 +121,9 @@ class Case:
                 if self.task == "seq2seq"
                 else None,
                 "gpu": self.gpu,
-                "torch": "2.14" if self.beside or self.task in (*LLAMAS, "embed") else "2.12",
+                "torch": "2.14"
+                if self.beside or "trl" in self.said or self.task in (*LLAMAS, "embed")
+                else "2.12",
                 **adapters,
                 **({} if self.method == "full" else {"dropout": 0.05}),
                 **own,
@@ -136,14 +138,24 @@ LLAMAS: dict[str, tuple[tuple[str, str, int, int, bool], ...]] = {
         ("llama-3.2-1b", "lora", 4, 512, False),
         ("llama-3.1-8b", "lora", 2, 1024, True),
     ),
-    "dpo_whole": (
-        ("llama-3.2-1b", "lora", 2, 512, True),
-        ("llama-3.2-1b", "full", 1, 1024, False),
-        ("llama-3.2-1b", "full", 4, 256, True),
-        ("qwen2.5-0.5b", "qlora", 2, 512, True),
-    ),
 }
-"""Tasks that only these shapes are run of, prm with trl 1.0, dpo_whole with trl 1.9; torch 2.14."""
+"""Tasks that only these shapes are run of, prm with trl 1.0; torch 2.14."""
+
+EARLIER = (
+    ("dpo", "llama-3.2-1b", "lora", 2, 512, True, ()),
+    ("dpo", "llama-3.2-1b", "full", 1, 1024, False, ()),
+    ("dpo", "llama-3.2-1b", "full", 4, 256, True, ()),
+    ("dpo", "qwen2.5-0.5b", "qlora", 2, 512, True, ()),
+    ("kto", "llama-3.2-1b", "lora", 4, 512, True, ()),
+    ("kto", "llama-3.2-1b", "full", 2, 512, False, ()),
+    ("kto", "qwen2.5-0.5b", "qlora", 4, 512, True, ()),
+    ("orpo", "llama-3.2-1b", "lora", 2, 512, True, ()),
+    ("cpo", "llama-3.2-1b", "full", 2, 256, True, ()),
+    ("grpo", "llama-3.2-1b", "lora", 8, 256, True, (64, 2)),
+    ("grpo", "llama-3.2-1b", "full", 4, 192, True, (32, 2)),
+    ("rloo", "llama-3.2-1b", "lora", 8, 128, True, (32, 2)),
+)
+"""With TRL before 1.15, which takes whole logits: 1.9 (trl=1.13) and 1.14; torch 2.14."""
 
 SHAPES = (
     ("qwen2.5-0.5b", "lora", 4, 1024, True),
@@ -239,6 +251,9 @@ def cases() -> Iterator[Case]:
         yield from (Case("embed", *shape, gpu, said=said) for gpu in GPUS)
     for task, shapes in LLAMAS.items():
         yield from (Case(task, *shape, gpu) for shape in shapes for gpu in GPUS)
+    for *shape, own in EARLIER:
+        for trl, gpus in (("1.13", GPUS), ("1.14", GPUS[1:])):
+            yield from (Case(*shape, gpu, own, said={"trl": trl}) for gpu in gpus)
     for shape in SHAPES:
         for task in SCRIPTS:
             if (
@@ -318,11 +333,34 @@ without), or log-probabilities that came with the data. `mlm` and `seq2seq` trai
 lists for them (BERT, T5): others are refused. `--set target_length=N` is the length of the decoder's rows
 (the encoder's where it is left out). Not counted: `token_type_ids`, 8 bytes a token.
 
-DPO exists three times, because its memory differs three times: `dpo` is TRL's since 1.15, which folds logits
-in tiles; `dpo_whole` is TRL's before 1.13 and axolotl's (`rl: dpo`), whose whole logits of both models live
-until the metrics are there, beside a copy for their entropy; `dpo_logits` is torchtune's and LLaMA-Factory's.
-TRL 1.13 and 1.14 are in none of them. `asft` is LLaMA-Factory's `use_asft_loss`, full fine-tuning beside a
-frozen copy of the model.
+`dpo_logits` is torchtune's and LLaMA-Factory's DPO, `kto_logits` LLaMA-Factory's KTO (`stage: kto`), which
+copies the logits of chosen and rejected rows besides. `asft` is LLaMA-Factory's `use_asft_loss`, full
+fine-tuning beside a frozen copy of the model. Its reward models and PPO (`stage: rm`, `ppo`: a value head on
+whole logits of both, every layer's hidden states) are "at least".
+
+## TRL's releases
+
+How `dpo`, `kto`, `grpo`, `rloo`, `orpo` and `cpo` take log-probabilities changed twice in TRL;
+`--set trl=` says whose:
+
+| `trl` | releases read | log-probabilities |
+|---|---|---|
+| `1.13` | 1.9, 1.12, 1.13 | of whole logits, row by row; DPO's and KTO's metrics copy them once more |
+| `1.14` | 1.14 | of whole logits, by one Triton kernel, which has the entropies too |
+| `1.16` | 1.15, 1.16 | of tiles of logits; ORPO and CPO as in 1.14 |
+
+DPO and KTO hold the whole logits of model and reference until their metrics are there. `1.16` is the
+default; the recipe `axolotl` has `1.13`, since axolotl 0.19 pins TRL 1.9: its `rl: dpo`, `ipo`, `kto`,
+`orpo`, `simpo` (`cpo`), `grpo`, `gdpo` and `process_reward_model` are these tasks, `ebft` is "at least".
+GRPO's adapter is made by axolotl, not by TRL, which with a `beta` keeps a frozen copy of it: "at least".
+Without an adapter axolotl loads a reference model even where TRL loads its own (KTO, GRPO) or there is
+none (SimPO), and drops it before training: it is not in `load`. The formula has all of these but GRPO and
+RLOO of whole logits, which the trace answers. KTO's second model returns its keys and values too, since
+nobody switches them off there.
+
+TRL 1.15's release notes print 1.14.2's peak of DPO (gemma-3-1b, 8,192 tokens, H100): 48.97 GiB; the trace
+with `trl=1.14` has 48.75. LLaMA-Factory 0.9.5's KTO (llama-3.2-1b, LoRA, 4 x 512, H100), run dry by its own
+command's code: 8,702.8 MiB; the trace is 0.001 % below it, and reserves the same.
 
 ## Sampling
 
@@ -481,7 +519,7 @@ torch 2.14, deepspeed 0.19.8), dry-run, and the formula's sum of tensors in `eva
 | ZeRO-3 | full | | 439,777,792 | +0.07% | not replayed |
 
 What FSDP2's lack is blocks that are larger than what was asked for, which the replay has: what it reserves is
-equal. FSDP1 is predicted as FSDP2, "at least".
+equal. FSDP1: docs/ranks.md.
 
 ### Generation while evaluating
 
@@ -503,11 +541,11 @@ and their loss, beside what training sampled last, by the trace.
 
 Scripts that call the trainers as their documentation does, on PyTorch's CUDA build without a GPU
 ([dry-run.md](dry-run.md)): torch 2.12 (pictures, videos and sounds: 2.14), transformers 5.24, peft 0.21,
-trl 1.16, random weights (PPO: trl 1.12, since trl 1.13 has it no more; `prm`: 1.0; `dpo_whole`: 1.9).
-Peak allocated, and by how much predictions differ from it. Models are loaded on the GPU, as TRL's
-trainers do; a classifier that is loaded on the host first has its adapters between its weights, which
-moved one peak by 0.45 % (blocks are split in another order). `python benchmarks/tasks_dryrun.py --python
-CUDA_PYTHON` repeats it.
+trl 1.16, random weights (PPO: trl 1.12, since trl 1.13 has it no more; `prm`: 1.0; `trl=1.13`: 1.9,
+`trl=1.14`: 1.14). Peak allocated, and by how much predictions differ from it. Models are loaded on the GPU,
+as TRL's trainers do; a classifier that is loaded on the host first has its adapters between its weights,
+which moved one peak by 0.45 % (blocks are split in another order). `python benchmarks/tasks_dryrun.py
+--python CUDA_PYTHON` repeats it.
 
 The formula's peak is the sum of its tensors. The allocator hands out blocks, which can be larger: a request
 of 19 MiB is served by a segment of 20 MiB, whose last MiB is not split off (c10/cuda/CUDACachingAllocator.cpp
@@ -517,7 +555,9 @@ own replay, as the trace and the device count it; reserved bytes and every verdi
 
 Reserved bytes differ by whole segments. The two largest differences of full fine-tuning, -258 MiB of the
 trace and +254 MiB of the formula, are about one segment of qwen2.5-0.5b's embedding gradient (260 MiB),
-served from what is cached or asked for anew; this was not followed event by event.
+served from what is cached or asked for anew; this was not followed event by event. Nor was what whole
+logits leave behind row by row (`trl=1.13`): of {rows_by_row} runs the trace's reserved bytes are off by more
+than 1 % in {far_off}, {farthest:.0%} at worst.
 
 BERT, XLM-R, T5, Whisper, pictures, PPO, reward models and `top_p` have no formula: that column is the
 trace, which plan answers with. The workspaces of cuDNN's convolutions (a tower's patches, Whisper's first
@@ -549,6 +589,18 @@ def of_step(case: Case) -> str:
     return found + "".join(f", {word}" for word in case.words)
 
 
+def by_row(kept: dict[str, Any]) -> dict[str, Any]:
+    """What is reserved where logits are taken row by row: how many runs, how many are more than 1 % off, and
+    the largest difference.
+    """
+    off = [
+        abs(error(kept[case.label], "trace", "reserved_bytes"))
+        for case in judged(kept)
+        if case.said.get("trl") == "1.13"
+    ]
+    return {"rows_by_row": len(off), "far_off": sum(each > 0.01 for each in off), "farthest": max(off)}
+
+
 def page(kept: dict[str, Any]) -> str:
     """docs/tasks.md of the kept results."""
     rows = []
@@ -577,6 +629,7 @@ def page(kept: dict[str, Any]) -> str:
     return PAGE.format(
         tasks="\n".join(tasks),
         beside=vision_scripts.section(),
+        **by_row(kept),
         **table(COLUMNS, rows),
         sampled=max(
             abs(error(kept[case.label], "blocks"))

@@ -108,7 +108,6 @@ trainer = KTOTrainer(
 trainer.train()
 """,
     "dpo": DPO,
-    "dpo_whole": DPO,
     "orpo": """
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 """

@@ -47,10 +47,9 @@ JUDGED: dict[str, dict[str, str]] = {
             main_process_* main_training_function mpirun_config num_machines rdzv_backend
             same_network tpu_* zero_stage_note
         """,
-        "which class is a decoder layer, how the model is loaded or saved, or FSDP1's own scheduling": """
-            *backward_prefetch *cpu_offload_pin_memory *forward_prefetch *limit_all_gathers
-            *min_num_params *state_dict_type *sync_module_states *transformer_layer_cls_to_wrap
-            *use_orig_params
+        "which class is a decoder layer, or how the model is loaded or saved": """
+            *cpu_offload_pin_memory *min_num_params *state_dict_type *sync_module_states
+            *transformer_layer_cls_to_wrap
         """,
         "how weights arrive, not what stays": "zero3_init_flag",
         "saving, launching or clipping": """
@@ -130,8 +129,8 @@ JUDGED: dict[str, dict[str, str]] = {
             peft_init_lora_weights peft_layers_pattern ring_attn_func rl_beta tiled_mlp_*
             torch_compile_*
         """,
-        "parts that a text model lacks": """
-            freeze_mm_modules image_resize_algorithm image_size role_boundaries
+        "how a picture is resized, not to which size; which tokens are trained on": """
+            image_resize_algorithm role_boundaries
         """,
         "numbers of a loss, or details of a switch reported by itself": """
             center_rewards_coefficient cpo_alpha dpo_* eaft_* evaluation_strategy export
@@ -147,10 +146,9 @@ JUDGED: dict[str, dict[str, str]] = {
         "a setting that axolotl replaces or no longer reads": """
             gptq_disable_exllama gptq_groupsize gptq_model_v1 torch_dtype
         """,
-        "which class is a decoder layer, how the model is loaded or saved, or FSDP1's own scheduling": """
-            *backward_prefetch *cpu_offload_pin_memory *forward_prefetch *limit_all_gathers
-            *min_num_params *state_dict_type *sync_module_states *transformer_layer_cls_to_wrap
-            *use_orig_params
+        "which class is a decoder layer, or how the model is loaded or saved": """
+            *cpu_offload_pin_memory *min_num_params *state_dict_type *sync_module_states
+            *transformer_layer_cls_to_wrap
         """,
     },
     "llamafactory": {  # llamafactory 0.9.5 hparams/

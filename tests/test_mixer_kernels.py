@@ -209,7 +209,7 @@ def test_an_answer_says_which_was_taken() -> None:
     said = {"method": "full", "recipe": "raw"}
     fused, plain = (trace(QWEN, setup_of(**said, mixer_kernels=each)) for each in (("fla",), ()))
     assert any(
-        text.startswith("linear attention by kernels: flash-linear-attention") for text in fused.assumptions
+        text.startswith("kernels taken to be installed: flash-linear-attention") for text in fused.assumptions
     )
     assert not any("mixer_kernels" in text for text in fused.warnings)
     assert any("--set mixer_kernels=fla" in text for text in plain.warnings)

@@ -73,12 +73,20 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"task": "dpo_logits", "recipe": "llamafactory", "method": "lora", "weight_dtype": "bfloat16"},
     ),
     "dpo of whole logits, second model": (QWEN, {"task": "dpo_logits", "recipe": "raw", "method": "full"}),
-    "dpo before TRL 1.13, full": (LLAMA, {"task": "dpo_whole", "method": "full", "checkpointing": "none"}),
-    "dpo before TRL 1.13, axolotl": (QWEN, {"task": "dpo_whole", "recipe": "axolotl", "method": "qlora"}),
-    "dpo before TRL 1.13, 16-bit logits": (
+    "dpo up to TRL 1.13, full": (
         LLAMA,
-        {"task": "dpo_whole", "autocast": "none", "weight_dtype": "bfloat16"},
+        {"task": "dpo", "trl": "1.13", "method": "full", "checkpointing": "none"},
     ),
+    "dpo up to TRL 1.13, axolotl": (QWEN, {"task": "dpo", "recipe": "axolotl", "method": "qlora"}),
+    "dpo up to TRL 1.13, 16-bit logits": (
+        LLAMA,
+        {"task": "dpo", "trl": "1.13", "autocast": "none", "weight_dtype": "bfloat16"},
+    ),
+    "dpo of TRL 1.14": (LLAMA, {"task": "dpo", "trl": "1.14", "recipe": "trl", "method": "full"}),
+    "kto up to TRL 1.13, second model": (QWEN, {"task": "kto", "trl": "1.13", "method": "full"}),
+    "kto of TRL 1.14, axolotl": (LLAMA, {"task": "kto", "recipe": "axolotl", "trl": "1.14"}),
+    "cpo up to TRL 1.13": (LLAMA, {"task": "cpo", "trl": "1.13", "recipe": "trl"}),
+    "orpo of axolotl, qlora": (QWEN, {"task": "orpo", "recipe": "axolotl", "method": "qlora"}),
     "kto, lora": (LLAMA, {"task": "kto", "recipe": "trl", "weight_dtype": "bfloat16"}),
     "kto, full": (QWEN, {"task": "kto", "method": "full"}),
     "orpo, lora": (LLAMA, {"task": "orpo", "recipe": "trl", "weight_dtype": "bfloat16"}),
@@ -95,7 +103,11 @@ def setup_of(**fields: Any) -> Setup:
 
 
 SLOW = (
-    "dpo before TRL 1.13, axolotl",
+    "dpo up to TRL 1.13, axolotl",
+    "kto up to TRL 1.13, second model",
+    "kto of TRL 1.14, axolotl",
+    "dpo of TRL 1.14",
+    "orpo of axolotl, qlora",
     "dpo, accumulated",
     "cpo, accumulated",
     "classify, accumulated",
@@ -172,12 +184,17 @@ def test_pairs_without_a_reference_have_whole_logits(task: str) -> None:
     assert not lacks(setup_of(task=task))
 
 
-def test_dpo_before_trl_1_13_holds_two_models_logits() -> None:
-    """Those of the reference too, and a copy for their entropy: three times a pair's whole logits."""
+def test_dpo_up_to_trl_1_13_holds_two_models_logits() -> None:
+    """Those of the reference too, and a copy for their entropy: three times a pair's whole logits. TRL 1.14
+    has no copy, 1.15 no whole logits.
+    """
     same = {"method": "lora", "recipe": "trl", "micro_batch": 4, "sequence_length": 512}
     logits = 2 * 4 * 512 * 50_000 * 4
-    found = plan(read_config(LLAMA), setup_of(task="dpo_whole", **same))
-    assert found.moment("forward").allocated_bytes > 3 * logits * 511 / 512
+    forward = {
+        trl: plan(read_config(LLAMA), setup_of(task="dpo", trl=trl, **same)).moment("forward").allocated_bytes
+        for trl in ("1.13", "1.14")
+    }
+    assert forward["1.13"] > 3 * logits * 511 / 512 > forward["1.14"] > 2.4 * logits
     for task in ("dpo", "sft"):
         assert peak(LLAMA, task=task, **same) < logits, task
 
@@ -473,10 +490,28 @@ FILES = {
     "dpo.yaml": (
         "base_model: meta-llama/Llama-2-7b-hf\nrl: ipo\nadapter: qlora\nload_in_4bit: true\nlora_r: 8\n"
         "lora_target_linear: true\nsequence_len: 1024\n",
-        "dpo_whole",
+        "dpo",
         "",
     ),
-    "rl.yaml": ("base_model: meta-llama/Llama-2-7b-hf\nrl: kto\nadapter: lora\nlora_r: 8\n", "sft", "rl"),
+    "rl.yaml": ("base_model: meta-llama/Llama-2-7b-hf\nrl: ebft\nadapter: lora\nlora_r: 8\n", "sft", "rl"),
+    "unpaired.yaml": (
+        "base_model: meta-llama/Llama-2-7b-hf\nrl: kto\nadapter: lora\nlora_r: 8\nmicro_batch_size: 2\n",
+        "kto",
+        "",
+    ),
+    "simpo.yaml": ("base_model: meta-llama/Llama-2-7b-hf\nrl: simpo\nadapter: lora\nlora_r: 8\n", "cpo", ""),
+    "steps.yaml": (
+        "base_model: Qwen/Qwen2.5-3B\nprocess_reward_model: true\nnum_labels: 2\nsequence_len: 512\n"
+        "micro_batch_size: 2\n",
+        "prm",
+        "",
+    ),
+    "adapted.yaml": (
+        "base_model: meta-llama/Llama-2-7b-hf\nrl: gdpo\nadapter: lora\nlora_r: 8\nsequence_len: 512\n"
+        "trl: {beta: 0.01, max_completion_length: 128, num_generations: 1}\n",
+        "grpo",
+        "trl.beta",
+    ),
     "asft.yaml": (
         "model_name_or_path: meta-llama/Llama-2-7b-hf\nstage: sft\nfinetuning_type: full\n"
         "use_asft_loss: true\ncutoff_len: 2048\n",
@@ -490,8 +525,18 @@ FILES = {
     ),
     "kto.yaml": (
         "model_name_or_path: meta-llama/Llama-2-7b-hf\nstage: kto\nfinetuning_type: lora\n",
+        "kto_logits",
+        "",
+    ),
+    "value.yaml": (
+        "model_name_or_path: meta-llama/Llama-2-7b-hf\nstage: rm\nfinetuning_type: lora\n",
         "sft",
         "stage",
+    ),
+    "grown.yaml": (
+        "model_name_or_path: meta-llama/Llama-2-7b-hf\nfinetuning_type: lora\nadd_tokens: [one]\n",
+        "sft",
+        "add_tokens",
     ),
     "tune.yaml": (
         "model: {_component_: torchtune.models.llama3_1.lora_llama3_1_8b, lora_attn_modules: [q_proj]}\n"
@@ -511,6 +556,70 @@ def test_files_name_their_task_or_what_is_not_counted(name: str, tmp_path: Path)
     assert resolve(imported=found.fields).task == task
     names = [entry.partition(" ")[0] for entry in found.not_modelled()]
     assert names == ([missing] if missing else [])
+
+
+def test_axolotl_trains_as_the_trl_that_it_pins(tmp_path: Path) -> None:
+    """Whole logits, since it pins TRL 1.9; a quantized model's adapters in bfloat16 where TRL makes them or
+    casts them; prompts as long as sequence_len leaves; a reward model by its name.
+    """
+    quantized = "base_model: meta-llama/Llama-2-7b-hf\nadapter: qlora\nload_in_4bit: true\nlora_r: 8\n"
+    quantized += "lora_target_linear: true\nmicro_batch_size: 2\n"
+    for rl, dtype in (("dpo", "bfloat16"), ("kto", "bfloat16"), ("orpo", "float32"), ("simpo", "float32")):
+        s = resolve(imported=written(tmp_path, "a.yaml", f"{quantized}rl: {rl}\n").fields)
+        assert (s.trl, s.loss, s.adapter_dtype) == ("1.13", "full", dtype), rl
+    sampled = (
+        "base_model: meta-llama/Llama-3.2-1B\nrl: grpo\nsequence_len: 512\nmicro_batch_size: 2\n"
+        "trl:\n  beta: 0.001\n  max_completion_length: 128\n  num_generations: 2\n  top_p: 0.95\n"
+        "  use_vllm: true\n  vllm_mode: colocate\n  reward_funcs: [rwd.style, a/judge]\n"
+        "vllm: {gpu_memory_utilization: 0.2, max_model_len: 2048}\n"
+    )
+    found = written(tmp_path, "b.yaml", sampled)
+    assert not found.not_modelled()
+    s = resolve(imported=found.fields | {"gpu": "h100-80gb"})
+    assert (s.completion_length, s.sequence_length, s.reference, s.generations) == (128, 512, "model", 2)
+    assert (s.top_p, s.vllm_share, s.reward_model, s.loss) == (0.95, 0.2, "a/judge", "full")
+
+
+def test_a_resized_vocabulary_trains_embeddings_and_head(tmp_path: Path) -> None:
+    """LLaMA-Factory's, with an adapter that names no modules of its own; nothing grows without new tokens."""
+    text = "model_name_or_path: meta-llama/Llama-2-7b-hf\nfinetuning_type: {}\nresize_vocab: true\n"
+    found = written(tmp_path, "train.yaml", text.format("lora"))
+    assert found.fields["modules_to_save"] == ("embed_tokens", "lm_head") and not found.not_modelled()
+    named = written(tmp_path, "train.yaml", text.format("lora") + "additional_target: embed_tokens\n")
+    assert named.fields["modules_to_save"] == ("embed_tokens",)
+    assert "modules_to_save" not in written(tmp_path, "train.yaml", text.format("full")).fields
+
+
+@pytest.mark.trace
+def test_samples_scored_by_an_earlier_trl_have_whole_logits() -> None:
+    """Those of the completions in fp32, their gradient twice up to TRL 1.13; the kernel of 1.14 makes one."""
+    pytest.importorskip("transformers")
+    from memplan.planner.trace.engine import trace
+
+    small, logits = {**LLAMA, "num_hidden_layers": 1}, 4 * 64 * 50_000 * 4
+    same = {"task": "grpo", "recipe": "trl", "weight_dtype": "bfloat16", "completion_length": 64}
+    found = {
+        trl: trace(small, setup_of(**same, trl=trl, micro_batch=4)).moment("backward").allocated_bytes
+        for trl in ("1.13", "1.14", "1.16")
+    }
+    assert found["1.13"] - found["1.14"] == pytest.approx(2 * logits, rel=0.02)
+    assert found["1.14"] - found["1.16"] > logits
+    assert "trl 1.14" in lacking(read_config(small), setup_of(**same, trl="1.14", micro_batch=4))
+
+
+@pytest.mark.trace
+def test_unpaired_preferences_of_llama_factory_copy_both_halves() -> None:
+    """Whole logits in fp32, their log-softmax, and a copy of either half of the rows'."""
+    pytest.importorskip("transformers")
+    from memplan.planner.trace.engine import trace
+
+    small, logits = {**LLAMA, "num_hidden_layers": 1}, 4 * 128 * 50_000 * 4
+    same = {"recipe": "llamafactory", "micro_batch": 4}
+    forward = {
+        task: trace(small, setup_of(task=task, **same)).moment("forward").allocated_bytes
+        for task in ("kto_logits", "sft")
+    }
+    assert forward["kto_logits"] > 5 * logits > 2 * forward["sft"] / 2
 
 
 def test_the_page_is_of_the_kept_dry_runs() -> None:

@@ -18,6 +18,9 @@ def lacking(spec: ModelSpec, setup: Setup) -> str:
         "the teacher's family": _unknown_teacher(setup),
         "a PEFT adapter_config.json, which can be of any type": setup.adapter is not None,
         f"task '{setup.task}'": not TASKS[setup.task].formula,
+        f"samples scored by trl {setup.trl}": TASKS[setup.task].generates
+        and TASKS[setup.task].folds
+        and setup.loss == "full",
         "a reward model beside the trained one": setup.reward_model is not None,
         "the cached loss of one text at a time": setup.mini_batch == 1,
         "top_p and top_k": setup.top_p is not None or setup.top_k is not None,
@@ -26,6 +29,7 @@ def lacking(spec: ModelSpec, setup: Setup) -> str:
         "adapters on parameters (target_parameters)": bool(setup.target_parameters),
         "parameters trained by name (trained_parameters)": bool(setup.trained_parameters),
         "adapters on some layers alone (layers_to_transform)": bool(setup.layers_to_transform),
+        "a loss of the router's logits (output_router_logits)": spec.balances and not _balanced(spec, setup),
     }
     lack = next((what for what, holds in reasons.items() if holds), "")
     if lack or not setup.merge:
@@ -33,6 +37,12 @@ def lacking(spec: ModelSpec, setup: Setup) -> str:
     from memplan.planner.formula.merging import lacking as merging
 
     return merging(spec, setup)
+
+
+def _balanced(spec: ModelSpec, setup: Setup) -> bool:
+    """Whether a loss of how experts are chosen has a rule (formula/forward/added_losses.py)."""
+    trains = METHODS[setup.method].trains != "nothing"
+    return trains and spec.model_type == "mixtral" and (setup.task, setup.loss) == ("sft", "full")
 
 
 def _unknown_teacher(setup: Setup) -> bool:

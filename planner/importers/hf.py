@@ -173,7 +173,7 @@ def settle(
             next((STRATEGIES[word] for word in words if word in STRATEGIES), STRATEGIES["full_shard"]),
         )
         facts["_fsdp_offload"] = facts.get("_fsdp_offload") or "offload" in words
-        settle_fsdp(facts, warnings)
+        settle_fsdp(facts, warnings, trainer=True)
     if facts.get("_cpu"):
         facts["device"] = "cpu"
     if str(facts.get("_evaluates", "no")).rpartition(".")[2].lower() in ("steps", "epoch"):

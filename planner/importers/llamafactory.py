@@ -8,6 +8,7 @@ from typing import Any
 
 from memplan.planner.importers.hf import GENERATES, TRAINING, packed_rows, settle
 from memplan.planner.importers.low_rank import LLAMAFACTORY, settle_llamafactory
+from memplan.planner.importers.resized import NEW_ROWS
 from memplan.planner.importers.rules import (
     PICTURES,
     TOWER,
@@ -35,6 +36,19 @@ ATTENTION = {
     "fa2": "flash_attention_2",
     "fa3": "flash_attention_3",
 }
+
+NEW_TOKENS = ("add_tokens", "add_special_tokens")
+VALUES = {
+    "rm": "a rejected row for each, whole logits that no loss reads and every layer's hidden states beside its "
+    "value head",
+    "ppo": "a value head, a reward model, and samples with their scores",
+}
+"""Stages whose trainers are LLaMA-Factory's own and that no task follows, and what of them is not counted (0.9.5
+train/rm/trainer.py compute_loss, train/ppo/trainer.py)."""
+RESIZED = ("embed_tokens", "lm_head")
+"""What resize_vocab adds to what an adapter trains (0.9.5 model/adapter.py _setup_lora_tuning): embeddings and
+head, by the names that nearly every decoder has for them. They grow only where the tokenizer has more entries
+than the embedding (model/model_utils/embedding.py resize_embedding_layer), which new tokens alone make."""
 
 QUANTIZERS = ("bnb", "bitsandbytes", "hqq", "eetq", "gptq", "awq", "aqlm", "quanto", "mxfp4", "fp8")
 
@@ -89,7 +103,9 @@ RULES: dict[str, Rule] = {
         "only some modules of the last layers train", ("all",), errs="high"
     ),
     "freeze_extra_modules": not_modelled("modules outside the layers train too", errs="low"),
-    "resize_vocab": not_modelled("a resized vocabulary makes embeddings and head trainable", errs="low"),
+    "resize_vocab": use("_resizes", flag, "with an adapter, embeddings and head are trained"),
+    **{name: use(f"_{name}", names) for name in NEW_TOKENS},
+    "new_special_tokens_config": use("_new_special_tokens_config", text),
     "use_asft_loss": use("_asft", flag, "a reference model, and whole logits of both"),
     **{
         name: not_modelled("a loss of its own, of the whole logits", errs="low")
@@ -149,7 +165,7 @@ RULES: dict[str, Rule] = {
     **ignored(
         "the tokenizer, or where files come from",
         """
-        use_fast_tokenizer split_special_tokens add_tokens add_special_tokens new_special_tokens_config init_special_tokens
+        use_fast_tokenizer split_special_tokens init_special_tokens
         model_revision low_cpu_mem_usage cache_dir adapter_folder offload_folder trust_remote_code hf_hub_token ms_hub_token
         om_hub_token print_param_status rope_scaling device_map quantization_device_map
     """,
@@ -190,15 +206,19 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
         facts["task"] = "dpo_logits"
         if facts.get("_preference") in ("orpo", "simpo"):
             facts["reference"] = "none"
+    elif facts.get("_stage") == "kto":
+        facts["task"] = "kto_logits"
     elif facts.get("_stage", "sft") not in ("sft", "pt"):
-        facts["_lacks"] = {"stage": f"{facts['_stage']}: the rows, models and loss beside the trained one's"}
-        warnings.append(
-            f"stage {facts['_stage']}: the models and the loss beside the trained one are not modeled"
-        )
+        lack = VALUES[facts["_stage"]]
+        facts["_lacks"] = {"stage": f"{facts['_stage']}: {lack}"}
+        warnings.append(f"stage {facts['_stage']} is not modeled: {lack}")
+    _settle_vocabulary(facts)
     lacks = {"freeze_vision_tower": TOWER} if facts.get("vision_tower") == "trained" else {}
     shown = {"image_scaled_to": "image_max_pixels", "video_scaled_to": "video_max_pixels"}
     shown |= {"video_frames": "video_maxlen", "video_fps": "video_fps"}
     lacks |= {key: PICTURES for name, key in shown.items() if name in facts}
+    if PICTURES in lacks.values():
+        facts["images"] = ("usual",)
     if facts.get("_asft") and facts.get("_type") == "full":
         facts["task"] = "asft"
     elif facts.get("_asft"):
@@ -232,6 +252,16 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
         if facts["method"] not in ("full", "freeze"):
             warnings.append("pure_bf16 leaves adapters as PEFT made them, float32")
     return {**setup_fields(facts), "recipe": "llamafactory"}
+
+
+def _settle_vocabulary(facts: Facts) -> None:
+    """New tokens are a resized vocabulary too (0.9.5 model/patcher.py patch_tokenizer); how many entries the
+    tokenizer has then, a file does not say.
+    """
+    added = [name for name in (*NEW_TOKENS, "new_special_tokens_config") if facts.get(f"_{name}")]
+    if added or facts.get("_resizes"):
+        facts.setdefault("modules_to_save", RESIZED)
+    facts["_lacks"] = dict.fromkeys(added, NEW_ROWS) | facts.get("_lacks", {})
 
 
 def _settle_method(facts: Facts, warnings: list[str]) -> None:

@@ -38,7 +38,7 @@ CLASSES: dict[str, str] = {
 }
 """What a transformers class is for, in its name -> the task."""
 
-COMPARED = ("dpo", "dpo_whole", "kto")
+COMPARED = ("dpo", "kto")
 """The tasks whose trainers take a `ref_model`."""
 
 _PAIRS: dict[str, Rule] = {

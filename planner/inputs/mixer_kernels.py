@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from memplan.planner.tables.mixer_kernels import FAMILIES, MIXER_KERNELS
+from memplan.planner.tables.mixer_kernels import FAMILIES, MIXER_KERNELS, STATE_SPACES
 
 
 def said(model_type: str, setup: Any) -> Iterator[str]:
     """Which of the packages that a model of this type looks for are taken to be installed."""
     taken = [name for name in _looked_for(model_type) if name in setup.mixer_kernels]
     if taken and setup.device == "cuda":
+        yield f"kernels taken to be installed: {'; '.join(MIXER_KERNELS[name] for name in taken)}"
+    if "fla" in taken and setup.device == "cuda":
         yield (
-            f"linear attention by kernels: {'; '.join(MIXER_KERNELS[name] for name in taken)}. Their first "
-            "run on a machine searches for configurations with 256 MiB beside what is held, which is not "
-            "counted"
+            "the first run of fla's kernels on a machine searches for configurations with 256 MiB beside "
+            "what is held, which is not counted"
         )
 
 
@@ -27,6 +28,11 @@ def warnings(model_type: str, setup: Any) -> Iterator[str]:
             "linear attention is traced as plain torch runs it, where flash-linear-attention is not "
             "installed: slower, and other tensors; with it: --set mixer_kernels=fla, and with causal-conv1d "
             "too: --set mixer_kernels=fla,causal-conv1d"
+        )
+    if "mamba-ssm" in lacking and setup.device == "cuda":
+        yield (
+            "the scan of state spaces is traced as plain torch runs it, where mamba-ssm and causal-conv1d "
+            f"are not installed: it keeps more; with them: --set mixer_kernels={','.join(STATE_SPACES)}"
         )
 
 

@@ -13,6 +13,7 @@ from memplan.planner.tables.defaults import BASE
 from memplan.planner.tables.errors import UsageError, unknown
 from memplan.planner.tables.loops import Loop
 from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.parallel import MEANT
 from memplan.planner.tables.recipes import DEFAULT_RECIPE, RECIPES
 from memplan.planner.tables.tasks import TASKS
 
@@ -141,10 +142,14 @@ class Setup:
     allocator: Literal["native", "expandable"]
     torch: Literal["2.11", "2.12", "2.13", "2.14"]  # whose allocator is replayed
     transformers: Literal["4.43", "4.48", "5"]  # whose logits, loss and keys; 5: as since 4.49
+    trl: Literal["1.13", "1.14", "1.16"]  # whose log-probabilities; 1.13: as since 1.9, 1.16: since 1.15
     gpu: str | None
     gpus: Gpus
     parallel: Literal["none", "ddp", "fsdp", "zero1", "zero2", "zero3"]
+    replicas: Count  # fsdp: copies of a model cut across `gpus` ranks, on as many ranks each (HSDP)
     fsdp_version: Literal[1, 2]
+    use_orig_params: bool  # fsdp 1: the optimizer has a part of each parameter, not of the flat one
+    backward_prefetch: Literal["none", "pre", "post"]  # fsdp 1: when the unit before is gathered
     reshard_after_forward: bool  # fsdp: a unit's gathered parameters go after its forward
     load_on_host: bool  # fsdp: a quantized base waits on the host until it is cut
     gradient_as_bucket_view: bool  # ddp
@@ -255,9 +260,10 @@ def resolve(
 
 
 def _told(values: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What is not None; of a release 2.12 is "2.12", as JSON and YAML read it."""
+    """What is not None; of a release 2.12 is "2.12", as JSON and YAML read it; fsdp1 has a version."""
     told = {key: value for key, value in (values or {}).items() if value is not None}
-    return told | {name: str(told[name]) for name in ("torch", "transformers") if name in told}
+    told |= MEANT.get(str(told.get("parallel")), {})
+    return told | {name: str(told[name]) for name in ("torch", "transformers", "trl") if name in told}
 
 
 def _known_names(said: Mapping[str, Any]) -> None:

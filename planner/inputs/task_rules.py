@@ -7,7 +7,7 @@ from typing import Any
 
 from memplan.planner.tables.heads import NEW_HEADS
 from memplan.planner.tables.methods import METHODS
-from memplan.planner.tables.tasks import TASKS
+from memplan.planner.tables.tasks import TASKS, WHOLE_LOGITS
 
 PROMPTS = ("prefix-tuning", "prompt-tuning", "p-tuning")
 
@@ -18,6 +18,8 @@ def derived(fields: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
     found: dict[str, tuple[Any, str]] = {}
     if task.labels is not None:
         found["num_labels"] = (task.labels, f"task {task.name}")
+    if task.folds and fields["trl"] in WHOLE_LOGITS:
+        found["loss"] = (task.loss(fields["trl"]), f"task {task.name} with trl {fields['trl']}")
     if task.reference:
         # trl 1.16 trainer/dpo_trainer.py __init__: with PEFT the adapter is switched off, else a second model
         adapts = METHODS[fields["method"]].trains == "adapter"
@@ -79,9 +81,9 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
             "leave it out, or use --task classify",
         ),
         (
-            "loss" in task.defaults and s.loss != task.defaults["loss"],
+            task.loss(s.trl) not in (None, s.loss),
             f"loss '{s.loss}' contradicts task '{s.task}', whose loss is computed as "
-            f"'{task.defaults.get('loss')}': leave --loss out",
+            f"'{task.loss(s.trl)}'{f' by trl {s.trl}' if task.folds else ''}: leave --loss out",
         ),
         (
             s.target_length is not None and not task.targets,
@@ -89,7 +91,7 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
             "--task seq2seq, or --seq",
         ),
         (
-            task.divergence and s.micro_batch < 2,
+            task.divergence and task.folds and s.micro_batch < 2,  # TRL's; others exchange within the data
             f"micro_batch {s.micro_batch} is too small for task '{s.task}', which exchanges completions "
             "between rows: use --batch 2 or more",
         ),
@@ -99,8 +101,9 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
             "leave packing out",
         ),
         (
-            # trl 1.16 experimental/utils.py peft_module_casting_to_bf16: norms in fp32, the head in 16 bit
-            (task.joined or not task.checkpoints) and s.quant_type != "none",
+            # trl 1.16 experimental/utils.py peft_module_casting_to_bf16: norms in fp32, the head in 16 bit;
+            # axolotl 0.19 core/builders/rl.py makes the adapters of ORPO and CPO itself, without it
+            (task.joined and s.recipe != "axolotl" or not task.checkpoints) and s.quant_type != "none",
             f"{said} has no rule for {s.quant_type} weights, whose norms and head its trainer casts: "
             "use --method lora",
         ),

@@ -13,7 +13,7 @@ OPTION = {"micro_batch": "--batch", "sequence_length": "--seq", "weight_dtype": 
 
 WORDS = {
     "targets": "module names such as q_proj,v_proj, or all-linear or attention",
-    "images": "pictures of one example as N@WxH, such as 1@1024x768, videos as N@WxHxFRAMES, or none",
+    "images": "pictures of one example as N@WxH, such as 1@1024x768, videos as N@WxHxFRAMES, usual or none",
     "video_fps": "a number above 0, at most 1,000",
     "fused_kernels": f"names of kernels, of {', '.join(FUSED_KERNELS)}",
     "mixer_kernels": f"names of packages, of {', '.join(MIXER_KERNELS)}",

@@ -11,6 +11,7 @@ from unittest.mock import patch
 from memplan.planner.run import (
     chunked_loss,
     distillation,
+    earlier_trl,
     embeddings,
     fused_loss,
     parted_losses,
@@ -37,7 +38,9 @@ LOSSES: dict[str, chunked_loss.LossOf] = {
 
 def forward(built: Built) -> Any:
     """The model's outputs with a loss in them, autocast and cast as the setup has it."""
-    task = TASK_LOSSES.get(built.setup.task)
+    setup = built.setup
+    earlier = earlier_trl.EARLIER_LOSSES.get(setup.task) if setup.loss == "full" else None
+    task = earlier or TASK_LOSSES.get(setup.task)
     if task is not None:
         return task(built)
     if built.setup.loss == "axolotl-chunked":

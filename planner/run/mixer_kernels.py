@@ -18,35 +18,47 @@ import torch
 from torch import nn
 
 from memplan.planner.inputs.setup import Setup
+from memplan.planner.run.causal_convolution import convolved, updated
 from memplan.planner.run.delta_rules import GatedDeltaRule, KimiDeltaRule
-from memplan.planner.tables.mixer_kernels import FUNCTIONS, ONE_TOKEN, tile
+from memplan.planner.run.launches import Launches
+from memplan.planner.run.selective_scans import Inner, SelectiveScan
+from memplan.planner.run.state_space_mixer import Mixer, Shape
+from memplan.planner.run.state_spaces import ChunkScan
+from memplan.planner.tables.mixer_kernels import FUNCTIONS, ONE_TOKEN, UNFUSED, tile
 
 Kernel = Callable[..., Any]
 
 
 @contextmanager
-def functions(base: nn.Module, setup: Setup) -> Iterator[None]:
+def functions(base: nn.Module, setup: Setup, launch: Launches) -> Iterator[None]:
     """While active, the functions that the code of a model's modules looks up are those of the packages that
-    the setup names, and of plain torch for all others, whatever is installed here.
+    the setup names, and of plain torch for all others, whatever is installed here; `launch`: the launches of
+    the run so far.
     """
     with ExitStack() as stack:
-        for code, name, kernel in _replaced(base, setup):
+        for code, name, kernel in _replaced(base, setup, launch):
             stack.enter_context(patch.object(code, name, kernel))
         yield
 
 
-def _replaced(base: nn.Module, setup: Setup) -> Iterator[tuple[Any, str, Kernel]]:
+def _replaced(base: nn.Module, setup: Setup, launch: Launches) -> Iterator[tuple[Any, str, Kernel]]:
     """(the module of code, the function's name, the function) of each; on a CPU no package's runs."""
     taken = setup.mixer_kernels if setup.device == "cuda" else ()
+    unfused = (setup.recipe, str(base.config.model_type)) in UNFUSED  # type: ignore[union-attr]
     for code in dict.fromkeys(sys.modules[type(module).__module__] for module in base.modules()):
         for name in (*FUNCTIONS, *ONE_TOKEN):
             found = getattr(code, name, None)
             if found is not None:
                 ours = FUNCTIONS.get(name) in taken
-                yield code, name, _kernel(name, setup) if ours else inspect.unwrap(found)
+                yield code, name, _kernel(name, setup, launch, unfused) if ours else inspect.unwrap(found)
 
 
-def _kernel(name: str, setup: Setup) -> Kernel:
+def _kernel(name: str, setup: Setup, launch: Launches, unfused: bool) -> Kernel:
+    made = {**_CONVOLUTIONS, **_state_spaces(launch, unfused)}.get(name)
+    return _delta_rule(name, setup) if made is None else made
+
+
+def _delta_rule(name: str, setup: Setup) -> Kernel:
     def gated(
         query: torch.Tensor,
         key: torch.Tensor,
@@ -64,44 +76,113 @@ def _kernel(name: str, setup: Setup) -> Kernel:
         halves = value.element_size() == query.element_size() == 2
         return GatedDeltaRule.apply(*given, tile(setup.gpu, key.shape[-1], halves))
 
-    return _convolved if name == "causal_conv1d_fn" else gated
+    return gated
 
 
-class CausalConvolution(torch.autograd.Function):
-    """x (B, D, T) convolved along T with a weight (D, W), and its activation: saves x (causal-conv1d 1.7.0
-    causal_conv1d_interface.py CausalConv1dFn, cpp_functions.py; csrc/causal_conv1d.cpp).
+_CONVOLUTIONS: dict[str, Kernel] = {"causal_conv1d_fn": convolved, "causal_conv1d_update": updated}
+
+
+def _whole(*weights: torch.Tensor) -> bool:
+    """Whether a function that multiplies by these itself can: no packed one, which a real device refuses."""
+    return all(each.is_floating_point() and not hasattr(each, "quant_state") for each in weights)
+
+
+_PACKED = (
+    "mamba-ssm multiplies by the weights of out_proj itself, which are quantized: leave out_proj out of the "
+    "quantization, or mamba-ssm out of mixer_kernels"
+)
+
+
+def _state_spaces(launch: Launches, unfused: bool) -> dict[str, Kernel]:
+    """mamba-ssm's functions, as a modeling file calls them; `unfused`: the mixer's answers None where it
+    cannot multiply, upon which the model calls its parts.
     """
 
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """The output, laid out as x is."""
-        if 1 not in (x.stride(1), x.stride(2)):
-            x = x.contiguous()
-        ctx.save_for_backward(x, weight, bias)
-        return torch.empty_like(x)
+    def mixer(
+        projected: torch.Tensor,
+        taps: torch.Tensor,
+        taps_bias: torch.Tensor | None,
+        dt_bias: torch.Tensor,
+        a: torch.Tensor,
+        *,
+        D: torch.Tensor,
+        chunk_size: int,
+        headdim: int,
+        ngroups: int,
+        outproj_weight: torch.Tensor,
+        outproj_bias: torch.Tensor | None = None,
+        rmsnorm_weight: torch.Tensor | None = None,
+        **_: Any,
+    ) -> Any:
+        if not _whole(outproj_weight):
+            if unfused:
+                return None
+            raise RuntimeError(_PACKED)
+        shape, out = Shape(chunk_size, headdim, ngroups), (rmsnorm_weight, outproj_weight, outproj_bias)
+        return Mixer.apply(launch, shape, projected, taps, taps_bias, dt_bias, a, D, *out)
 
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
-        """The gradients of x, weight and bias, the last two summed in fp32 whether they train or not."""
-        x, weight, bias = ctx.saved_tensors
-        if 1 not in (grad.stride(1), grad.stride(2)):
-            grad = grad.contiguous()
-        dx = torch.empty_like(x)
-        dweight = torch.zeros_like(weight, dtype=torch.float32)
-        dbias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
-        _launched(x, grad)
-        return dx, dweight.type_as(weight), None if bias is None or dbias is None else dbias.type_as(bias)
+    def chunks(
+        x: torch.Tensor,
+        dt: torch.Tensor,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        c: torch.Tensor,
+        *,
+        chunk_size: int,
+        D: torch.Tensor | None = None,
+        dt_bias: torch.Tensor | None = None,
+        return_final_states: bool = False,
+        **_: Any,
+    ) -> Any:
+        return ChunkScan.apply(launch, x, dt, a, b, c, chunk_size, D, dt_bias, return_final_states)
 
+    def inner(
+        projected: torch.Tensor,
+        taps: torch.Tensor,
+        taps_bias: torch.Tensor | None,
+        of_x: torch.Tensor,
+        of_dt: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        a: torch.Tensor,
+        b: None,
+        c: None,
+        d: torch.Tensor,
+        *,
+        delta_bias: torch.Tensor,
+        b_rms_weight: torch.Tensor | None = None,
+        c_rms_weight: torch.Tensor | None = None,
+        dt_rms_weight: torch.Tensor | None = None,
+        **_: Any,
+    ) -> Any:
+        if not _whole(of_x, of_dt, weight):
+            raise RuntimeError(_PACKED.replace("out_proj", "its projections"))
+        norms = tuple(each is not None for each in (b_rms_weight, c_rms_weight, dt_rms_weight))
+        given = (projected, taps, taps_bias, of_x, of_dt, weight, bias, a, d, delta_bias)
+        return Inner.apply(launch, norms, *given)
 
-def _launched(x: torch.Tensor, grad: torch.Tensor) -> None:
-    """The kernel copies a gradient that is not laid out as x is, and drops the copy."""
-    if x.stride(1) == 1 and x.stride(2) > 1:
-        grad.transpose(1, 2).contiguous()
-    else:
-        grad.contiguous()
+    def scan(
+        u: torch.Tensor,
+        dt: torch.Tensor,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        c: torch.Tensor,
+        D: torch.Tensor | None = None,
+        z: torch.Tensor | None = None,
+        delta_bias: torch.Tensor | None = None,
+        return_last_state: bool = False,
+        **_: Any,
+    ) -> Any:
+        return SelectiveScan.apply(u, dt, a, b, c, D, z, delta_bias, return_last_state)
 
+    def step(state: torch.Tensor, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        return torch.empty_like(x)  # one more token, the state written over in place
 
-def _convolved(
-    hidden_states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *_: Any, **__: Any
-) -> Any:
-    return CausalConvolution.apply(hidden_states, weight, bias)
+    return {
+        "mamba2_split_conv1d_scan_combined": mixer,
+        "mamba2_chunk_scan": chunks,
+        "mamba_inner_fn": inner,
+        "mamba_selective_scan": scan,
+        "mamba2_selective_state_update": step,
+        "mamba_selective_state_update": step,
+    }

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from memplan.planner.inputs.tasks import generated
-from memplan.planner.run import chunked_loss, pictures
+from memplan.planner.run import chunked_loss, earlier_trl, pictures
 from memplan.planner.run.built import Built
 from memplan.planner.run.preferences import called
 
@@ -31,9 +31,11 @@ def scores(
     shown: Mapping[str, torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability and entropy of each completion token, (N, C) fp32, `rows` rows of `ids` (N, S) and of
-    what they show at a time.
+    what they show at a time. Without a graph TRL before 1.15 asks for no entropies: there are none then.
     """
     length = generated(built.setup).completion
+    if built.setup.loss == "full":
+        return earlier_trl.scores(built, model, ids, mask, rows, shown, length)
     logps, entropies = [], []
     base = built.reference if model is built.reference else built.base
     for start in range(0, len(ids), rows):

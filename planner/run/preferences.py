@@ -82,10 +82,15 @@ def kto(built: Built) -> Any:
     if before is not None:
         divergence = divergence - before
     ratios = rows if reference is None else rows - reference
+    return {"loss": kto_loss(ratios, divergence)}
+
+
+def kto_loss(ratios: torch.Tensor, divergence: torch.Tensor) -> torch.Tensor:
+    """KTO's loss of the log-ratios (N,) of rows, one half of them chosen, and of the divergences (N,)."""
     kl = divergence.mean().detach().clamp(min=0)
     chosen, rejected = ratios.tensor_split(2)
     losses = (1 - torch.sigmoid(BETA * (chosen - kl)), 1 - torch.sigmoid(BETA * (kl - rejected)))
-    return {"loss": torch.cat(losses).nanmean()}
+    return torch.cat(losses).nanmean()
 
 
 def _inputs(batch: Mapping[str, torch.Tensor]) -> dict[str, Any]:

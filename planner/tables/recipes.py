@@ -35,6 +35,8 @@ class Recipe:
     when: tuple[tuple[Mapping[str, Any], Mapping[str, Any]], ...] = ()  # (fields, what then changes)
     whole_updates: bool = False
     """It pins a peft before 0.21, whose update of an adapted parameter is as large as the parameter."""
+    dropout_beside_experts: bool = False
+    """Where PEFT adapts experts of its own accord, they go without the dropout that it refuses there."""
 
     def layers(self, method: str, trains: str, quantized: bool) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """This recipe's defaults for one method, weakest first, each with the origin that Setup remembers."""
@@ -58,6 +60,7 @@ _FP32_OUTPUTS = "accelerate 1.15 accelerator.py prepare_model -> convert_outputs
 _KBIT = (
     "peft 0.21 utils/other.py prepare_model_for_kbit_training, the documented first step of k-bit training"
 )
+_TORCHS_FSDP1 = {"use_orig_params": False, "backward_prefetch": "pre"}
 _OUR_QUANT = (
     "nf4, double quantization and bfloat16 compute: memplan defaults for qlora (library "
     "defaults: fp4, single quantization, float32)"
@@ -75,6 +78,9 @@ RECIPES: dict[str, Recipe] = {
         {"optimizer": "adamw_torch", "optimizer_mode": "foreach"},
         methods={"quantized": {**_QUANT, "checkpointing": "reentrant"}},
         sources={
+            **dict.fromkeys(
+                _TORCHS_FSDP1, "torch 2.14 distributed/fsdp/fully_sharded_data_parallel.py __init__"
+            ),
             "checkpointing": (
                 "peft 0.21 utils/other.py prepare_model_for_kbit_training passes {}: torch's default, "
                 "reentrant"
@@ -83,6 +89,8 @@ RECIPES: dict[str, Recipe] = {
             "kbit_prepare": _KBIT,
         },
         notes=(("quant_type", _OUR_QUANT),),
+        # torch 2.14 distributed/fsdp/fully_sharded_data_parallel.py __init__
+        when=(({"parallel": "fsdp", "fsdp_version": 1}, _TORCHS_FSDP1),),
     ),
     "hf": Recipe(
         "hf",
@@ -182,6 +190,7 @@ RECIPES: dict[str, Recipe] = {
             "outputs_fp32": True,
             "allocator": "expandable",
             "pad_to_multiple_of": 64,
+            "trl": "1.13",
             "mixer_kernels": ("fla",),
         },
         methods={
@@ -211,6 +220,7 @@ RECIPES: dict[str, Recipe] = {
             "quant_storage": "axolotl 0.21 loaders/model.py: bnb_4bit_quant_storage bfloat16",
             "compute_dtype": "axolotl 0.21 loaders/model.py: bnb_4bit_compute_dtype = torch_dtype",
             "pad_to_multiple_of": "axolotl core/builders/causal.py build (03ad8389): 64 unless pad_to_sequence_len is said",
+            "trl": "axolotl 0.19 pyproject.toml: trl 1.9.0",
             "kbit_prepare": "axolotl 0.21 loaders/model.py: after prepare_model_for_kbit_training norms and "
             "embeddings are cast back to torch_dtype: upcast_modules has what stays",
             "checkpointing": "axolotl 0.21 utils/schemas/config.py gradient_checkpointing False; where "
@@ -233,6 +243,7 @@ RECIPES: dict[str, Recipe] = {
             ),
         ),
         whole_updates=True,  # axolotl 0.19 pyproject.toml: peft 0.20
+        dropout_beside_experts=True,  # axolotl 0.19 loaders/adapter.py _patch_peft_param_wrapper_dropout
         when=(
             ({"attention": "flash_attention_2", "quant_type": "none"}, {"upcast_modules": "routers"}),
             ({"quantize_experts": True}, {"upcast_modules": "routers"}),

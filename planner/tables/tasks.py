@@ -13,6 +13,14 @@ from typing import Any, Literal
 
 Head = Literal["vocabulary", "pooled", "tokens", "none"]
 
+WHOLE_LOGITS = ("1.13", "1.14")
+"""The releases of TRL (`Setup.trl`) whose trainers take whole logits: those up to 1.13 row by row, with metrics
+of all of them; 1.14 by one Triton kernel for a token's log-probability and entropy (trl 1.9, 1.12, 1.13, 1.14
+trainer/utils.py selective_log_softmax, entropy_from_logits, kernels/logprob_entropy.py)."""
+
+KERNEL_SINCE = WHOLE_LOGITS[-1]
+"""The first release of TRL that has that kernel, which those with tiles keep for whole logits."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
@@ -61,6 +69,8 @@ class Task:
     """False: its trainer never switches gradient checkpointing on."""
     prepared: bool = True
     """False: the loss calls the backbones beside the forward that accelerate wrapped: without autocast."""
+    folds: bool = False
+    """TRL takes its log-probabilities from tiles of logits since 1.15, from whole ones before (`Setup.trl`)."""
     dropout: bool = True
     """False: the trainer sets the probability of every nn.Dropout to 0."""
     stacks: tuple[str, ...] = ()
@@ -69,6 +79,10 @@ class Task:
     """Setup fields that follow from the task, over the recipe's."""
     lacks: str = ""
     """What the task needs beside a supervised step that is not counted."""
+
+    def loss(self, trl: str) -> str | None:
+        """How its trainer takes logits (`Setup.loss`) in a release of TRL; None: as somebody says."""
+        return "full" if self.folds and trl in WHOLE_LOGITS else self.defaults.get("loss")
 
 
 def _table(*rows: Task) -> dict[str, Task]:
@@ -131,7 +145,7 @@ TASKS: dict[str, Task] = _table(
         head="tokens",
         sequences=("input_ids", "attention_mask", "labels"),
         dropout=False,
-        stacks=("hf", "trl"),
+        stacks=("hf", "trl", "axolotl"),
         defaults={"loss": "full", "targets": ("peft-default",)},
     ),
     Task(
@@ -143,7 +157,8 @@ TASKS: dict[str, Task] = _table(
         sequences=("input_ids", "attention_mask", "completion_mask"),
         reference=True,
         dropout=False,
-        stacks=("hf", "trl"),
+        folds=True,
+        stacks=("hf", "trl", "axolotl"),
         defaults={"loss": "chunked"},
     ),
     Task(
@@ -160,16 +175,19 @@ TASKS: dict[str, Task] = _table(
         defaults={"loss": "full"},
     ),
     Task(
-        name="dpo_whole",
-        summary="DPO as TRL before 1.13 computes it, and axolotl: the whole logits of both models are kept until "
-        "the metrics are computed",
-        source="trl 1.9 trainer/dpo_trainer.py DPOTrainer._compute_loss, trainer/utils.py selective_log_softmax, "
-        "entropy_from_logits; axolotl 0.19 core/trainers/dpo/trainer.py",
-        rows=2,
-        sequences=("input_ids", "attention_mask", "completion_mask"),
+        name="kto_logits",
+        summary="as kto, each log-probability from whole logits in fp32 and their log-softmax: LLaMA-Factory's own "
+        "trainer",
+        source="LLaMA-Factory 0.9.5 train/kto/trainer.py concatenated_forward, get_batch_loss_metrics, data/"
+        "collator.py KTODataCollatorWithPadding",
+        sequences=tuple(
+            start + name for start in ("", "KL_") for name in ("input_ids", "attention_mask", "labels")
+        ),
         reference=True,
+        divergence=True,
+        formula=False,
         dropout=False,
-        stacks=("hf", "trl", "axolotl"),
+        stacks=("llamafactory",),
         defaults={"loss": "full"},
     ),
     Task(
@@ -178,19 +196,17 @@ TASKS: dict[str, Task] = _table(
         "reference model",
         source="trl 1.16 trainer/kto_trainer.py KTOTrainer._compute_loss, _compute_kl_logps, "
         "DataCollatorForUnpairedPreference; trainer/kto_config.py disable_dropout",
-        sequences=(
-            "input_ids",
-            "attention_mask",
-            "completion_mask",
-            "KL_input_ids",
-            "KL_attention_mask",
-            "KL_completion_mask",
+        sequences=tuple(
+            start + name
+            for start in ("", "KL_")
+            for name in ("input_ids", "attention_mask", "completion_mask")
         ),
         row_labels=True,
         reference=True,
         divergence=True,
         dropout=False,
-        stacks=("hf", "trl"),
+        folds=True,
+        stacks=("hf", "trl", "axolotl"),
         defaults={
             "loss": "chunked",
             "micro_batch": 2,
@@ -206,7 +222,7 @@ TASKS: dict[str, Task] = _table(
             sequences=("input_ids", "attention_mask", "labels"),
             joined=True,
             dropout=False,
-            stacks=("hf", "trl"),
+            stacks=("hf", "trl", "axolotl"),
             defaults={"loss": "full"},
         )
         for name, what in (("orpo", "the odds ratio"), ("cpo", "log-probabilities"))
@@ -238,7 +254,8 @@ TASKS: dict[str, Task] = _table(
         "_generate_and_score_completions, _compute_loss; grpo_config.py",
         generates=True,
         compares=True,
-        stacks=("hf", "trl"),
+        folds=True,
+        stacks=("hf", "trl", "axolotl"),
         defaults=_SAMPLES,
     ),
     Task(
@@ -250,6 +267,7 @@ TASKS: dict[str, Task] = _table(
         generates=True,
         reference=True,
         old_scores="always",
+        folds=True,
         stacks=("hf", "trl"),
         defaults=_SAMPLES,
     ),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from memplan.planner.formula.forward import whole_logits
+from memplan.planner.formula.forward import earlier_trl, whole_logits
 from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.forward.decoder import Decoder, Guard
 from memplan.planner.formula.forward.fused_losses import log_probabilities
@@ -15,7 +15,7 @@ from memplan.planner.formula.parameters import ParameterTable, S, reference_of
 from memplan.planner.formula.sharding.plan import StrategyHooks
 from memplan.planner.formula.tape.ops import Grads, unary
 from memplan.planner.formula.tape.tape import Node, Tape, Tensor
-from memplan.planner.tables.tasks import TASKS
+from memplan.planner.tables.tasks import KERNEL_SINCE, TASKS
 
 
 def begin(w: Context) -> list[Tensor]:
@@ -25,8 +25,9 @@ def begin(w: Context) -> list[Tensor]:
 
 def scored(w: Context, hidden: Tensor) -> tuple[Tensor, list[Tensor]]:
     """A log-probability for each row, and what is kept beside it for the metrics."""
-    if w.setup.task in whole_logits.SCORES:
-        return whole_logits.SCORES[w.setup.task](w, hidden)
+    if w.setup.loss == "full":
+        score: Score = earlier_trl.scored if earlier_trl.holds(w.setup) else whole_logits.scored
+        return score(w, hidden)
     t = w.t
     each = log_probabilities(w, hidden)
     tokens = each.shape
@@ -72,20 +73,24 @@ def alone(
     leaves: bool = False,
     score: Score = scored,
     held: list[Tensor] | None = None,
+    caches: bool = False,
 ) -> Tensor:
     """The log-probabilities of rows by one more forward, of which nothing else stays but what `held`
-    takes.
+    takes. `caches`: it keeps every layer's keys and values until then.
     """
     other = Context(
         w.t, w.setup.with_(checkpointing="none"), table, w.device, w.batch, w.sequence, w.single, {}
     )
     other.leaves = leaves
+    other.cache = [] if caches else None
     decoder = Decoder(other, guard, StrategyHooks(), ids)
     rows, kept = score(other, decoder.run())
     decoder.outside.clear()
     if held is not None:
-        held += kept
+        held += kept + (other.cache or [])
     del kept
+    with w.t.dropping():  # of every layer
+        other.cache = None
     return rows
 
 
@@ -99,9 +104,13 @@ def against_reference(w: Context, guard: Guard, ids: Tensor, held: list[Tensor] 
     t, rows = w.t, None
     leaves = w.setup.reference == "model"  # nobody froze its weights: autocast keeps their copies
     training, t.training = t.training, not leaves  # a second model is in evaluation mode
-    for _ in range(1 + TASKS[w.setup.task].divergence):
+    diverges = TASKS[w.setup.task].divergence
+    # KTO before 1.15 leaves a second model's cache on, that of the last pass up to 1.13
+    caches = diverges and leaves and earlier_trl.holds(w.setup)
+    passes = [(None, caches)] if diverges else []
+    for kept, cached in (*passes, (held, caches and w.setup.trl < KERNEL_SINCE)):
         with t.no_grad(), t.inside("reference: "):
-            rows = alone(w, table, guard, ids, leaves, held=held)
+            rows = alone(w, table, guard, ids, leaves, held=kept, caches=cached)
         t.forget_casts()
     t.training = training
     return rows
