@@ -126,8 +126,8 @@ def flattens(setup: Setup) -> bool:
     each unit. Adapters are units of their own (peft 0.21 utils/other.py fsdp_auto_wrap_policy); other trained
     tensors inside of a frozen unit would make whole gradients of all of it.
     """
-    if setup.parallel != "fsdp" or setup.fsdp_version != 1:
-        return False
+    if setup.parallel != "fsdp" or setup.fsdp_version != 1 or setup.gpus == 1:
+        return False  # one rank alone: torch turns to NO_SHARD (fsdp/_init_utils.py _init_core_state)
     without = (
         setup.optimizer_in_backward,
         bool(setup.target_parameters or setup.modules_to_save or setup.trained_parameters),
