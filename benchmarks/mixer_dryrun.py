@@ -198,8 +198,8 @@ the trace has in plain torch.
 ## How long a trace takes
 
 Seconds of one processor for a trace, libraries imported. Qwen3.5 27B (QLoRA, 1 x 2,048) took 6.9 with fla and
-26.3 in plain torch, 9B (QLoRA, 1 x 8,192) 5.9 with fla. Below, that with fla ran first: QLoRA's has the import
-of bitsandbytes in it, seconds of it.
+26.3 in plain torch, 9B (QLoRA, 1 x 8,192) 5.9 with fla. Below, that with fla ran first: QLoRA's has the
+import of bitsandbytes in it, seconds of it.
 
 | model | with fla | in plain torch |
 |---|---|---|
