@@ -306,10 +306,10 @@ Whisper is trained with `--task seq2seq`: every sound is 3,000 frames, `--set ta
 a transcript. Other processors (Gemma 3n, LLaVA-OneVision, LLaVA-NeXT-Video, LFM2-VL, Muse Glimmer), other
 sounds (Voxtral), videos of Gemma 4 and packed pictures have no rule.
 
-Under transformers' Trainer with the models' own processors (tests/dryrun_scripts/towers.py, torch 2.14, one
-row and picture of 640x480, an A100), the trace of PaddleOCR-VL (LoRA, 2,048 tokens) is 0.006 % below what a
-dry run allocates and 0.08 % above what it reserves, that of Mistral 3 with 12 layers (full, 1,024 tokens) 0.02 %
-below and 0.26 % above.
+Under transformers' Trainer with the models' own processors (tests/dryrun_scripts/towers.py, torch 2.14,
+one row and picture of 640x480, an A100), the trace of PaddleOCR-VL (LoRA, 2,048 tokens) is 0.006 % below
+what a dry run allocates and 0.08 % above what it reserves, that of Mistral 3 with 12 layers (full, 1,024
+tokens) 0.02 % below and 0.26 % above.
 
 ### What cuDNN takes
 

@@ -214,6 +214,9 @@ def test_an_answer_says_which_was_taken() -> None:
     assert not any("mixer_kernels" in text for text in fused.warnings)
     assert any("--set mixer_kernels=fla" in text for text in plain.warnings)
     assert fused.moment("forward").allocated_bytes < plain.moment("forward").allocated_bytes
+    assert not fused.not_modelled
+    packed = trace(QWEN, setup_of(**said, packed_documents=2))
+    assert any("packed rows" in text for text in packed.not_modelled)
     both = trace(QWEN, setup_of(**said, mixer_kernels=("fla", "causal-conv1d")))
     assert both.moment("forward").allocated_bytes < fused.moment("forward").allocated_bytes
 

@@ -257,11 +257,9 @@ class Step:
         reference = preferences.against_reference(w, self.guard, self.resident[0], held)
         loss = self.hooks.leave("root", preferences.preference_loss(w, rows, reference))
         if held is not None:
-            earlier_trl.metrics(w, kept[0])
+            earlier_trl.metrics(w, kept[0], held)
         if self.setup.method == "adalora":
             loss = regularized(w, self.decoder.blocks(), loss)
-        with t.dropping():  # a cache of every layer is among them
-            del held
         del labels, kept, reference, beside
         return self._alone(loss)
 

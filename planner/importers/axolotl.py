@@ -196,6 +196,7 @@ RULES: dict[str, Rule] = {
     "unfrozen_parameters": use("trained_parameters", names),
     "ple_cpu_offload": not_modelled("tables on the host", errs="high"),
     "lora_on_cpu": not_modelled("adapters on the host", errs="high"),
+    "reinit_weights": not_modelled("a model of random weights, made another way"),
     "relora": not_modelled("restarts, which merge adapters into the base between two steps", errs="low"),
     "torch_compile": not_modelled(
         "a compiled step frees and fuses tensors differently", ("auto",), errs="high"
@@ -299,7 +300,7 @@ RULES: dict[str, Rule] = {
         """
         orpo_alpha cpo_alpha simpo_gamma kto_* dpo_* rpo_alpha center_rewards_coefficient eaft_*
         flex_attn_compile_kwargs evaluation_strategy hf_mlflow_log_artifacts
-        nvfp4_merge_aware merge_lora merge_method export reinit_weights rope_scaling lisa_step_interval lisa_layers_attribute
+        nvfp4_merge_aware merge_lora merge_method export rope_scaling lisa_step_interval lisa_layers_attribute
     """,
     ),
     **ignored("where it runs", "use_ray ray_* resources_per_worker cloud dynamic_checkpoint"),

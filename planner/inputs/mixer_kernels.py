@@ -34,11 +34,16 @@ def warnings(model_type: str, setup: Any) -> Iterator[str]:
             "the scan of state spaces is traced as plain torch runs it, where mamba-ssm and causal-conv1d "
             f"are not installed: it keeps more; with them: --set mixer_kernels={','.join(STATE_SPACES)}"
         )
-    if "fla" not in lacking and setup.packed_documents > 1 and "fla" in _looked_for(model_type):
-        yield (
-            "packed rows: fla's own convolution, and keys that axolotl and LLaMA-Factory repeat for each "
-            "value head, are not modeled, so without checkpointing the prediction can be on the low side"
-        )
+
+
+def uncounted(model_type: str, setup: Any) -> tuple[str, ...]:
+    """What packed rows change: axolotl and LLaMA-Factory then run fla's own convolution, and repeat keys for
+    each value head (axolotl 0.19 monkeypatch/models/qwen3_5/modeling.py).
+    """
+    packed = setup.packed_documents > 1 and setup.device == "cuda"
+    if packed and "fla" in setup.mixer_kernels and "fla" in _looked_for(model_type):
+        return ("the convolution and the repeated keys of packed rows under flash-linear-attention",)
+    return ()
 
 
 def _looked_for(model_type: str) -> tuple[str, ...]:

@@ -112,10 +112,11 @@ def _entry(stem: str, note: str = "", quantization: dict[str, Any] | None = None
 
 def whole_model(model: Model) -> Model:
     """The catalog's entry of the same model with its vision tower, where it has one beside that of the
-    language part; else the model itself.
+    language part, which `model` is as it stands there; else the model itself.
     """
     stem = f"{model.name}-vision"
-    return _entry(stem) if not model.from_file and _is_entry(stem) else model
+    own = not model.from_file and _is_entry(stem) and model.config == _entry(model.name).config
+    return _entry(stem) if own else model
 
 
 def _is_cached(text: str) -> bool:

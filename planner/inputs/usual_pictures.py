@@ -17,11 +17,12 @@ ASSUMED, OPEN = "assumed", "open"
 
 def resolved(config: Mapping[str, Any], setup: Any) -> Any:
     """The setup with the picture that `usual` stands for; with none said, where the model has no rule for
-    pictures or the task takes none.
+    pictures, or the task or packed rows take none.
     """
     if setup.images != (USUAL_WORD,):
         return setup
-    size = usual(config, setup.recipe) if setup.task in WITH_PICTURES and setup.device != "cpu" else None
+    taken = setup.task in WITH_PICTURES and setup.device != "cpu" and setup.packed_documents == 1
+    size = usual(config, setup.recipe) if taken else None
     origin = ASSUMED if size else OPEN
     return setup.with_(images=(size,) if size else (), origins={**setup.origins, "images": origin})
 

@@ -128,6 +128,7 @@ def predicted(config: Mapping[str, Any], setup: Setup, log: Log, facts: Facts, n
         not_modelled=(
             *uncounted(config, setup),
             *fused_kernels.uncounted(model_type, setup),
+            *mixer_kernels.uncounted(model_type, setup),
             *(beside if open_ended else ()),
         ),
         warnings=(*facts.warnings, *warnings(spec, setup, model_type)),

@@ -313,14 +313,12 @@ class Observer(Elsewhere, TorchDispatchMode):
         watch.key = key
 
     def _born(self, storage: Any, tensor: torch.Tensor, op: str, where: str, layer: int | None) -> None:
-        nbytes = storage.nbytes()
-        if nbytes == 0:
+        if not (nbytes := storage.nbytes()):
             return
         op = READ if self._reading else op
         shape, dtype = tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
         watch = _Watch(storage, self._died)
-        watch.key = storage._cdata
-        watch.id = self._record(nbytes, op, where, layer, shape, dtype, layer)
+        watch.key, watch.id = storage._cdata, self._record(nbytes, op, where, layer, shape, dtype, layer)
         self._alive[watch.key] = watch
 
     def _died(self, watch: _Watch) -> None:

@@ -57,10 +57,10 @@ def _rows(w: Context, each: Tensor) -> Tensor:
     )
 
 
-def metrics(w: Context, logits: Tensor) -> None:
+def metrics(w: Context, logits: Tensor, held: list[Tensor]) -> None:
     """What is made of whole logits beside the loss: up to 1.13 the entropy of a copy of all but the last
     token's, 128 tokens at a time; then the mean of a copy of one half's completions, which for KTO is of
-    copies of both halves.
+    copies of both halves. `held`, what the reference returned, goes then.
     """
     t, dtype, vocabulary = w.t, logits.dtype, logits.shape[-1]
     tokens = (w.batch, as_expr(w.sequence) - 1)
@@ -79,3 +79,5 @@ def metrics(w: Context, logits: Tensor) -> None:
             copies = [t.alloc(f"logits of {each} rows", half, dtype, "picked") for each in HALVES]
         counted = t.alloc("logits of one half", half, dtype, "completions'")
         del counted, copies
+    with t.dropping():  # a cache of every layer may be among them
+        held.clear()
