@@ -176,8 +176,8 @@ gradient a stub did so in the rows marked *conv*, under its own Python code.
 
 Not modeled: the kernels of `use_kernels=True` and its gated norm; the convolution of fla and the repeated
 keys of packed rows, which axolotl and LLaMA-Factory bring (the answer is then "at least"); what Unsloth
-compiles. A first run on a machine searches among configurations of each kernel, with 256 MiB beside what is held
-(triton 3.9 backends/nvidia/driver.py `get_empty_cache_for_benchmark`): of Qwen3.5 0.8B cut to 4 layers
+compiles. A first run on a machine searches among configurations of each kernel, with 256 MiB beside what
+is held (triton 3.9 backends/nvidia/driver.py `get_empty_cache_for_benchmark`): of Qwen3.5 0.8B cut to 4 layers
 (LoRA, 1 x 256) it reserved 1,994 MiB, later runs 1,684 MiB, the trace 1,686 MiB. That is not in the
 prediction, and said.
 
@@ -232,8 +232,8 @@ def page(kept: dict[str, Any]) -> str:
             seconds = (f"{entry[name]['milliseconds'] / 1000:.1f}" for name in ("trace", "without"))
             times.append((f"{case.model}, {case.method}, {case.batch} x {case.tokens}", *seconds))
     return PAGE.format(
-        packages="\n".join(f"| `{name}` | {what} |" for name, what in MIXER_KERNELS.items()),
-        families=", ".join(f"`{name}`" for name in FAMILIES),
+        packages="\n".join(f"| `{name}` | {MIXER_KERNELS[name]} |" for name in ("fla", "causal-conv1d")),
+        families=", ".join(f"`{name}`" for name, packages in FAMILIES.items() if "fla" in packages),
         times="\n".join(f"| {' | '.join(each)} |" for each in times),
         **table(COLUMNS, rows),
         **summary((kept[case.label] for case in judged), ("trace",)),

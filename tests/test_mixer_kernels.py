@@ -163,7 +163,7 @@ def test_a_convolution_saves_its_input_and_copies_a_gradient_laid_otherwise() ->
     """Channels of a token lie together where the projection made them: so does the gradient."""
     import torch
 
-    from memplan.planner.run.mixer_kernels import CausalConvolution
+    from memplan.planner.run.causal_convolution import CausalConvolution
 
     x = torch.empty(2, 100, 64, device="meta", requires_grad=True).transpose(1, 2)
     weight = torch.empty(64, 4, device="meta", requires_grad=True)
