@@ -177,7 +177,8 @@ gradient a stub did so in the rows marked *conv*, under its own Python code.
 Not modeled: the kernels of `use_kernels=True` and its gated norm; the convolution of fla and the repeated
 keys of packed rows, which axolotl and LLaMA-Factory bring (the answer is then "at least"); what Unsloth
 compiles. A first run on a machine searches among configurations of each kernel, with 256 MiB beside what
-is held (triton 3.9 backends/nvidia/driver.py `get_empty_cache_for_benchmark`): of Qwen3.5 0.8B cut to 4 layers
+is held (triton 3.9
+backends/nvidia/driver.py `get_empty_cache_for_benchmark`): of Qwen3.5 0.8B cut to 4 layers
 (LoRA, 1 x 256) it reserved 1,994 MiB, later runs 1,684 MiB, the trace 1,686 MiB. That is not in the
 prediction, and said.
 
