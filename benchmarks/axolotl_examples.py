@@ -5,13 +5,15 @@
 FOLDER: the release's `examples`. Each file is read and, where its model is known without a network, predicted
 by the formula without a GPU named. Of the files whose family the formula lacks every N-th is put to `memplan`
 itself, which traces it (N: 0, none; minutes each); LOG keeps what it said, and is read before anything is
-asked again. A line for each file, then sums: names and outcomes, nothing of a file's content.
+asked again, the last word of a file counts. A line for each file, then sums: names and outcomes, nothing of a
+file's content.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from collections import Counter
@@ -21,19 +23,29 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 KINDS = ("unknown", "not_modelled")
 ANSWERED, AT_LEAST, NOT_ANSWERED = "answered", "answered, at least", "not answered"
+REFUSED = "refused by its libraries"
 OTHER, FOR_THE_TRACE = "another kind of file", "a family for the trace, not asked"
 TRACED = " (traced)"
 PATIENCE = 600
-"""Seconds that one trace may take."""
+"""Seconds of a processor that one trace may take."""
+REFUSALS = {
+    ".altup (transformers's Gemma3nTextAltUp": (
+        "transformers 5.16.1, which axolotl 0.19 pins, and 5.24: models/gemma3n/modeling_gemma3n.py "
+        "Gemma3nTextAltUp.correct multiplies by correction_coefs.weight itself, which bitsandbytes has "
+        "packed into 4 bits: axolotl 0.19 loaders/model.py spares no module of this class"
+    ),
+}
+"""Words of our message, and how it is known that the run stops the same way in axolotl."""
 
 
 def outcome(path: Path, keys: Counter[str]) -> str:
-    """ANSWERED, AT_LEAST, NOT_ANSWERED and why, OTHER, or FOR_THE_TRACE."""
+    """ANSWERED, AT_LEAST, NOT_ANSWERED or REFUSED and why, OTHER, or FOR_THE_TRACE."""
     from memplan import api
+    from memplan.planner.formula.lacking import lacking
+    from memplan.planner.importers.changed import applied
     from memplan.planner.importers.choices import runs_instead
     from memplan.planner.importers.files import read_training_file
     from memplan.planner.inputs.models import find
-    from memplan.planner.inputs.setup import resolve
     from memplan.planner.tables.errors import MemplanError, NetworkError, UsageError
 
     try:
@@ -44,7 +56,7 @@ def outcome(path: Path, keys: Counter[str]) -> str:
     if not imported.model:
         return f"{NOT_ANSWERED}: no model named"
     try:
-        model = find(imported.model)
+        model = applied(imported, find(imported.model))
     except NetworkError:
         return f"{NOT_ANSWERED}: the hub has its model"
     except MemplanError as error:
@@ -52,24 +64,38 @@ def outcome(path: Path, keys: Counter[str]) -> str:
     if api.unknown_family(model):
         return FOR_THE_TRACE
     try:
+        model, setup = api.request(model, imported=imported.fields)
         spec = model.spec()
-        setup = runs_instead(imported, resolve(imported=imported.fields), spec)
+        if lacking(spec, setup):
+            return FOR_THE_TRACE
+        setup = runs_instead(imported, setup, spec)
         found = api.predict(model, setup, None)
     except MemplanError as error:
-        return f"{NOT_ANSWERED}: {error}"
+        return unanswered(str(error))
     return AT_LEAST if imported.not_modelled() or found.not_modelled else ANSWERED
+
+
+def unanswered(message: str) -> str:
+    """REFUSED where it is known that the run itself would stop with this, else NOT_ANSWERED; and why."""
+    for words, known in REFUSALS.items():
+        if words in message:
+            return f"{REFUSED}: {known}"
+    return f"{NOT_ANSWERED}: {message[:200]}"
 
 
 def traced(path: Path) -> str:
     """What the command says of a file whose family the formula lacks, or why it has no answer."""
     call = [sys.executable, "-m", "memplan", str(path), "--json"]
-    try:
-        ended = subprocess.run(call, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    except subprocess.TimeoutExpired:
+    ended = subprocess.run(call, capture_output=True, text=True, preexec_fn=_patience, check=False)  # noqa: PLW1509
+    if ended.returncode < 0:
         return f"{NOT_ANSWERED}: longer than {PATIENCE} s{TRACED}"
     if ended.returncode in (0, 1):  # 1: a verdict of "no"
         return (AT_LEAST if json.loads(ended.stdout)["not_modelled"] else ANSWERED) + TRACED
-    return f"{NOT_ANSWERED}: {' '.join(ended.stderr.split())[:200]}{TRACED}"
+    return unanswered(" ".join(ended.stderr.split())) + TRACED
+
+
+def _patience() -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (PATIENCE, PATIENCE))
 
 
 def said(log: Path | None) -> dict[str, str]:
@@ -79,15 +105,22 @@ def said(log: Path | None) -> dict[str, str]:
 
 
 def sums(met: Counter[str]) -> str:
-    """How many files have an answer, a lower bound or none, of those asked."""
-    asked = sum(met[each] for each in (ANSWERED, AT_LEAST, NOT_ANSWERED))
-    whole, both = met[ANSWERED], met[ANSWERED] + met[AT_LEAST]
+    """How many of the files asked have an answer, a lower bound, a run that their libraries refuse, or
+    nothing; and the shares.
+    """
+    asked = sum(met[each] for each in (ANSWERED, AT_LEAST, REFUSED, NOT_ANSWERED))
     if not asked:
         return "no file was asked"
-    return (
-        f"{asked} files asked without a GPU named: {whole} answered, {met[AT_LEAST]} answered at least, "
-        f"{met[NOT_ANSWERED]} not answered: {both / asked:.1%} have an answer, {whole / asked:.1%} without "
-        "those that are at least"
+    whole, both = met[ANSWERED], met[ANSWERED] + met[AT_LEAST]
+    run = asked - met[REFUSED]
+    return "\n".join(
+        (
+            f"{asked} files asked without a GPU named: {whole} answered, {met[AT_LEAST]} answered at least, "
+            f"{met[REFUSED]} refused by their libraries, {met[NOT_ANSWERED]} not answered",
+            f"of all {asked}: {whole / asked:.1%} answered, {both / asked:.1%} with those at least, "
+            f"{(both + met[REFUSED]) / asked:.1%} with those refused too",
+            f"of the {run} that run: {whole / run:.1%} answered, {both / run:.1%} with those at least",
+        )
     )
 
 

@@ -38,6 +38,7 @@ STEPS = 3  # DDP makes its buckets again in the second
 GPU = "a100-80gb"
 LOOPS = {"raw": "rank_loop.py", "hf": "rank_trainer.py"}
 LIBRARIES = ("transformers", "peft", "bitsandbytes", "accelerate")
+FSDP1_FROM = 48  # the number of the first case of FSDP1
 Document = dict[str, Any]
 
 
@@ -65,7 +66,9 @@ def config(rng: random.Random) -> Document:
 def case(seed: int, number: int) -> tuple[Document, Document]:
     """Case `number` of a seed: (the model's config, the setup's fields)."""
     rng = random.Random(f"{seed}-{number}-ranks")
-    parallel, recipe = (("fsdp", "hf"), ("fsdp", "raw"), ("ddp", "hf"), ("ddp", "raw"))[number % 4]
+    version = 1 if number >= FSDP1_FROM else 2
+    kinds = (("fsdp", "hf"), ("fsdp", "raw"), ("ddp", "hf"), ("ddp", "raw"))
+    parallel, recipe = kinds[number % (4 if version == 2 else 2)]
     method = rng.choice(("full", "lora", "qlora"))
     fields: Document = {
         "parallel": parallel,
@@ -83,7 +86,11 @@ def case(seed: int, number: int) -> tuple[Document, Document]:
         fields["rank"] = rng.choice((8, 16, 64))
     if parallel == "fsdp":
         fields["reshard_after_forward"] = rng.random() < 0.75
-        if method != "full" and (recipe == "raw" or method == "qlora"):
+        if version == 1:
+            fields["fsdp_version"] = 1
+            fields["use_orig_params"] = rng.random() < 0.5
+            fields["backward_prefetch"] = rng.choice(("none", "pre", "post"))
+        if method != "full" and (recipe == "raw" or (method == "qlora" and version == 2)):
             fields["adapter_dtype"] = "bfloat16"  # the parameters that a unit gathers have one dtype
         if method == "qlora":
             fields |= {"quant_storage": "bfloat16", "kbit_prepare": False}
@@ -125,18 +132,27 @@ def predicted(record: Mapping[str, Any]) -> Replayed:
 
 def error(record: Mapping[str, Any]) -> float:
     """Reserved: the formula less the dry run, as a share of the dry run; of the two courses that DDP's race
-    leaves open the nearer one.
+    leaves open the nearer one, of FSDP1's the one without the host's lead, which stubs have not.
     """
-    seen, found = record["dry_run"]["reserved"], predicted(record)
-    return min((each / seen - 1 for each in found.reserved_of), key=abs)
+    seen, found = record["dry_run"]["reserved"], predicted(record).reserved_of
+    if record["fields"]["parallel"] != "ddp":
+        return min(found) / seen - 1
+    return min((each / seen - 1 for each in found), key=abs)
 
 
 def kind(record: Mapping[str, Any]) -> tuple[str, str]:
     """What a row of the table has in common."""
-    return record["fields"]["parallel"], record["fields"]["recipe"]
+    fields = record["fields"]
+    return f"{fields['parallel']}{fields.get('fsdp_version', '')}", fields["recipe"]
 
 
-NAMES = {"ddp": "DDP", "fsdp": "FSDP2", "raw": "a plain loop", "hf": "transformers' Trainer"}
+NAMES = {
+    "ddp": "DDP",
+    "fsdp": "FSDP2",
+    "fsdp1": "FSDP1",
+    "raw": "a plain loop",
+    "hf": "transformers' Trainer",
+}
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> str:
@@ -161,7 +177,7 @@ Written by `python benchmarks/ranks.py --page measurements/dryrun_ranks.jsonl > 
 {digest}); a test fails when it is of others. No GPU took part.
 
 Random small llamas (full, LoRA, QLoRA; with and without checkpointing, accumulation in plain loops) on two
-ranks, FSDP2's plain loops on two to eight, torch {torch}: scripts that `memplan dry-run` ran unmodified for
+ranks, FSDP's plain loops on two to eight, torch {torch}: scripts that `memplan dry-run` ran unmodified for
 {steps} steps, and what the formula's replay of the rank reserves at most.
 
 {table}
@@ -172,7 +188,7 @@ What is written out as events, each read in the libraries' source and seen in th
   bucket of each dtype for all gradients. Before the second step's forward the buckets are made anew, 1 MiB
   and then 25 MiB each, in the order in which gradients came. Where unused parameters are looked for (the
   Trainer without checkpointing or with an adapter) buckets have that size from the start and stay.
-* **A race**: the work that reduced the first buckets holds them until NCCL's watchdog, which looks every
+* **DDP's race**: the work that reduced the first buckets holds them until NCCL's watchdog, which looks every
   100 ms, has seen that it is done, and until the next collective begins. The new buckets then find the old
   ones gone or not. Both courses are replayed: the larger is what must be there for a FITS, the smaller
   decides what survives. The table has the error of the nearer one. In {races} of these runs the two reserve
@@ -182,17 +198,35 @@ What is written out as events, each read in the libraries' source and seen in th
   all units are cut, and of a quantized model every tensor. The all-gather's output and the shards cast for
   it come from a stream of their own, the reduce-scatter's output (which the gradients are views of) from
   another; a block serves the stream that first asked for it alone.
+* **FSDP1**: units are whole on the device, joined in a flat tensor, then cut, from the inside out; accelerate
+  makes trained parts float32, and with use_orig_params the narrow ones stay until the first forward. The flat
+  tensor and the joined gradients (the backward of `torch.split`, where the views were made) come from the
+  stream that gathers. A frozen layer goes when the one before it has been gathered; the root stays. Adapters
+  are units of their own, and with use_orig_params their inputs are copied in float32, the dtype of the part
+  that a module has between forwards.
+* **FSDP1's lead**: what a unit lets go may be used again when the GPU has come there; stubs are there at
+  once. With `limit_all_gathers` the host waits for the unit before the last one: one more flat tensor and one
+  more joined gradient are in the larger course, which must be there for a FITS (the table has the smaller
+  one). The allocator takes them back before it gives up, so that the smaller course decides what survives.
+* Named on the way: accelerate 1.15 sets FSDP1's sharding strategy from `FSDP_SHARDING_STRATEGY` (FULL_SHARD)
+  before it looks at `reshard_after_forward` (utils/dataclasses.py), which is all that transformers 5.24
+  passes: `fsdp="shard_grad_op"` runs as FULL_SHARD.
 
-Not replayed: ZeRO, offloading, FSDP1; under FSDP2 gradient accumulation of accelerate (`no_sync` keeps whole
-gradients on every rank), Adagrad, an optimizer in the backward, a second model, a base stored quantized. Not
-judged here: models of other families, more than two real ranks, real GPUs.
+Not replayed: ZeRO, offloading; under FSDP gradient accumulation of accelerate (`no_sync` keeps whole
+gradients on every rank), Adagrad, an optimizer in the backward, a second model, a base stored quantized;
+FSDP1 with other adapters than LoRA, `modules_to_save`, `target_parameters`. Not judged here: models of other
+families, more than two real ranks, real GPUs.
 """
 
 
 def page(path: Path) -> str:
     """docs/ranks.md."""
     records = [record for record in recorded(path) if "dry_run" in record]
-    raced = [(record["dry_run"]["reserved"], predicted(record).reserved_of) for record in records]
+    raced = [
+        (record["dry_run"]["reserved"], predicted(record).reserved_of)
+        for record in records
+        if record["fields"]["parallel"] == "ddp"
+    ]
     raced = [(seen, found) for seen, found in raced if len(set(found)) > 1]
     return PAGE.format(
         digest=digest(path),

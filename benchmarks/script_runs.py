@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -46,10 +46,13 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> dict[str, str
     return {"header": f"| {' | '.join(names)} |\n|{'---|' * len(names)}", "rows": lines}
 
 
-def summary(entries: Iterable[dict[str, Any]]) -> dict[str, Any]:
+ENGINES = ("trace", "formula")
+
+
+def summary(entries: Iterable[dict[str, Any]], engines: Sequence[str] = ENGINES) -> dict[str, Any]:
     """A page's fields `runs`, and median and worst of what is allocated by each engine."""
     known = list(entries)
-    off = {engine: [abs(error(entry, engine)) for entry in known] for engine in ("trace", "formula")}
+    off = {engine: [abs(error(entry, engine)) for entry in known] for engine in engines}
     return {
         "runs": len(known),
         **{f"{engine}_median": median(values) for engine, values in off.items()},
@@ -64,8 +67,11 @@ def command(
     dry_run: Callable[[Any, str], Bytes],
     predictions: Callable[[Any], dict[str, Bytes]],
     page: Callable[[dict[str, Any]], str],
+    engines: Sequence[str] = ENGINES,
 ) -> None:
-    """`--page` prints the page; else what is not known yet is dry-run and predicted, and kept run by run."""
+    """`--page` prints the page; else what is not known yet is dry-run and predicted, and kept run by run.
+    `engines`: those of the predictions that are judged.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -80,12 +86,12 @@ def command(
         return
     for case in cases():
         known = kept.get(case.label, {})
-        if arguments.only not in case.label or ("formula" in known and not arguments.again):
+        if arguments.only not in case.label or (engines[0] in known and not arguments.again):
             continue
         seen = known.get("dry_run") or dry_run(case, arguments.python)
         kept[case.label] = {"dry_run": seen}
         kept_in.write_text(json.dumps(kept, indent=1) + "\n")
         kept[case.label] |= predictions(case)
         kept_in.write_text(json.dumps(kept, indent=1) + "\n")
-        off = (f"{name} {error(kept[case.label], name):+.3%}" for name in ("trace", "formula"))
+        off = (f"{name} {error(kept[case.label], name):+.3%}" for name in engines)
         print(case.label, *off, flush=True)

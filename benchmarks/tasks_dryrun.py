@@ -519,7 +519,7 @@ torch 2.14, deepspeed 0.19.8), dry-run, and the formula's sum of tensors in `eva
 | ZeRO-3 | full | | 439,777,792 | +0.07% | not replayed |
 
 What FSDP2's lack is blocks that are larger than what was asked for, which the replay has: what it reserves is
-equal. FSDP1 is predicted as FSDP2, "at least".
+equal. FSDP1: docs/ranks.md.
 
 ### Generation while evaluating
 

@@ -245,10 +245,10 @@ until it was stopped: {count} of the {all} pairs. It goes on where the file ends
 """
 SHARED = """## Several GPUs
 
-None of this is of several GPUs. What a rank of DDP or FSDP2 reserves is replayed as one GPU's run is and has
+None of this is of several GPUs. What a rank of DDP or FSDP reserves is replayed as one GPU's run is and has
 the same verdict with the same margins; how it compares with dry runs of ranks is in [ranks.md](ranks.md).
 What a rank of ZeRO reserves is not replayed, nor with offloading, nor where accelerate's accumulation keeps
-whole gradients under FSDP2. There the verdict compares the tensors that are allocated, in whole segments, and
+whole gradients under FSDP. There the verdict compares the tensors that are allocated, in whole segments, and
 has no margin; where a GPU is nearly full, what fragmentation commonly takes is said beside a FITS
 (`UNCOUNTED` in `planner/answers/verdict.py`: traces of one GPU). Such a FITS rests on less.
 """

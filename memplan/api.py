@@ -18,11 +18,12 @@ from memplan.planner.answers.verdict import close_calls, judge, not_modelled, wi
 from memplan.planner.formula.sharding import refusals, strategies
 from memplan.planner.inputs import pictures, quantized
 from memplan.planner.inputs.checkpoint_formats import NO_BITS
-from memplan.planner.inputs.models import Model, find
+from memplan.planner.inputs.models import Model, find, whole_model
 from memplan.planner.inputs.picture_sizes import has_tower
 from memplan.planner.inputs.setup import Setup, resolve
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.inputs.unused_settings import unread
+from memplan.planner.inputs.usual_pictures import wants_tower
 from memplan.planner.prediction import GpuVerdict, Prediction
 from memplan.planner.tables.accuracy import Accuracy
 from memplan.planner.tables.errors import UsageError, shown
@@ -54,7 +55,10 @@ def request(
         fields["gpu"] = setup_gpu(gpu)
     under = dict(imported or {})
     stored = quantized.fields(found.config, {**under, **_chosen(setup), **fields})
-    complete: Setup = pictures.with_lengths(found.config, _resolved(found, setup, under, fields, stored))
+    resolved = _resolved(found, setup, under, fields, stored)
+    if wants_tower(found.config, resolved):
+        found = whole_model(found)
+    complete: Setup = pictures.with_lengths(found.config, resolved)
     return found, complete
 
 

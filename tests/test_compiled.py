@@ -220,6 +220,12 @@ def test_a_program_is_kept_and_read_again(cache: Path, monkeypatch: pytest.Monke
     assert solved(GLM, method="lora")[0].program(regimes(GLM, first.setup)[0], solve=False) is None
 
 
+def test_another_stream_s_tensors_are_known_the_second_time(cache: Path) -> None:
+    fields = {"method": "lora", "activation_offload": "trl"}
+    first, again = (solved(GLM, **fields)[0].log((1, 640))[0] for _ in range(2))
+    assert first.streams and first.streams == again.streams
+
+
 @pytest.mark.parametrize("damage", [b"", b"{}", b"\x1f\x8b torn"])
 def test_a_damaged_file_is_solved_again(cache: Path, damage: bytes) -> None:
     asked = solved(GLM, method="lora")[0].at((1, 640))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from memplan.planner.importers.changed import applied
 from memplan.planner.importers.emit import emit_config
 from memplan.planner.importers.files import read_training_file
 from memplan.planner.inputs.models import find
@@ -252,7 +253,7 @@ def test_a_torchtune_loss_is_what_it_keeps(tmp_path, loss, field):
         ),
         (
             "adapter: lora\nlora_r: 8\nlora_target_linear: true\npeft_layers_to_transform: [3, 4]\n",
-            {"layers_to_transform": (3, 4), "targets": ("all-linear",)},
+            {"layers_to_transform": (3, 4), "targets": ("linear-modules",)},
         ),
         (
             "unfrozen_parameters: ['^model.layers.1[0-9].mlp', 'lm_head']\n",
@@ -264,19 +265,34 @@ def test_what_of_a_model_trains(lines, fields, tmp_path):
     path = tmp_path / "axolotl.yaml"
     path.write_text(f"base_model: Qwen/Qwen3-30B-A3B\nsequence_len: 64\n{lines}")
     imported = read_training_file(path)
+    model = applied(imported, find("qwen3-30b-a3b"))
     setup = resolve(imported=imported.fields)
     assert {name: getattr(setup, name) for name in fields} == fields
     assert imported.not_modelled() == []
-    assert emit_config("axolotl", find("qwen3-30b-a3b"), setup).differs == ()
+    assert emit_config("axolotl", model, setup).differs == ()
 
 
-def test_what_trains_beside_or_inside_an_adapter_is_not_followed(tmp_path):
-    """axolotl 0.19 train.py freezes after the adapter is there: its names begin with base_model."""
+@pytest.mark.parametrize(
+    ("pattern", "named"),
+    [
+        ("model.layers.1", False),
+        ("^lm_head.*", False),
+        ("base_model.model.lm_head", True),
+        ("b*.model", True),
+        ("(model|base)", True),
+        ("[a-z_]+.model", True),
+    ],
+)
+def test_what_trains_beside_an_adapter_is_what_begins_with_its_names(tmp_path, pattern, named):
+    """axolotl 0.19 train.py freezes after the adapter is there: names begin with base_model, and what no
+    pattern names is frozen.
+    """
     path = tmp_path / "axolotl.yaml"
-    path.write_text("base_model: a/b\nadapter: lora\nlora_r: 8\nunfrozen_parameters: [model.layers.1]\n")
+    path.write_text(f"base_model: a/b\nadapter: lora\nlora_r: 8\nunfrozen_parameters: ['{pattern}']\n")
     imported = read_training_file(path)
-    assert imported.not_modelled() == ["unfrozen_parameters (names of an adapted model's parameters)"]
-    assert "trained_parameters" not in imported.fields
+    lacks = ["unfrozen_parameters (names of an adapted model's parameters)"] if named else []
+    assert imported.not_modelled() == lacks and "trained_parameters" not in imported.fields
+    assert any("trains nothing" in text for text in imported.warnings) == (not named)
 
 
 def test_a_script_that_adapts_experts(tmp_path):

@@ -132,11 +132,6 @@ def test_the_page_of_formats_is_not_stale():
             "freeze_vision_tower: false\nvideo_max_pixels: 16384\nvideo_maxlen: 16\nvideo_fps: 1.0\n",
             ["image_max_pixels", "freeze_vision_tower", "video_max_pixels", "video_maxlen", "video_fps"],
         ),
-        (
-            "base_model: Qwen/Qwen3-VL-8B-Instruct\nprocessor_type: AutoProcessor\nadapter: lora\nlora_r: 8\n"
-            "lora_target_modules: [q_proj]\n",
-            ["processor_type"],
-        ),
     ],
 )
 def test_a_run_on_pictures_is_a_lower_bound(tmp_path, text, keys):
@@ -166,18 +161,13 @@ TRL = "model_name_or_path: a\ndataset_name: x\nuse_peft: true\n"
 @pytest.mark.parametrize(
     ("text", "key", "bound"),
     [
-        (f"{AXOLOTL}tokens: ['<|im_start|>', '<|im_end|>']\n", "tokens", True),
-        (f"{AXOLOTL}resize_token_embeddings_to_32x: true\n", "resize_token_embeddings_to_32x", True),
-        (f"{AXOLOTL}tokens: []\nresize_token_embeddings_to_32x: false\n", "tokens", None),
         (f"{AXOLOTL}layer_offloading: true\n", "layer_offloading", False),  # errs on the high side
         (f"{AXOLOTL}layer_offloading: false\n", "layer_offloading", None),
         (f"{TRL}neftune_noise_alpha: 5\n", "neftune_noise_alpha", True),
     ],
 )
-def test_new_tokens_are_a_lower_bound_and_offloaded_layers_an_upper_one(tmp_path, text, key, bound):
-    """axolotl 0.19 loaders/model.py _resize_token_embeddings. A key that is off says
-    nothing.
-    """
+def test_noise_is_a_lower_bound_and_offloaded_layers_an_upper_one(tmp_path, text, key, bound):
+    """A key that is off says nothing."""
     (path := tmp_path / "run.yaml").write_text(text)
     imported = read_training_file(path)
     warned = [warning for warning in imported.warnings if f"{key} is not modeled" in warning]

@@ -1,12 +1,17 @@
 """A key that an importer calls ignored moves no memory: each is given another value than its default, and the
-library's own trainer runs two steps on tensors without storage. What no trainer here reads is judged by the
-source of its stack (`JUDGED`); a key that is neither is an error.
+library's own trainer runs two steps on tensors without storage. The libraries that are not here ran elsewhere
+(`benchmarks/perturbed_keys.py`); what no run showed rests on a file that was read or on a reason (`JUDGED`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 import random
+import re
+import subprocess
+import sys
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -45,6 +50,7 @@ from memplan.render import format_docs
 
 pytestmark = pytest.mark.trace
 
+ROOT = Path(__file__).resolve().parent.parent
 FAST = 2  # keys of a run in continuous integration; all of them are slow
 
 VALUES: dict[str, Any] = {
@@ -92,42 +98,26 @@ VALUES: dict[str, Any] = {
 }
 """Values for keys whose default says too little of what they may be."""
 
-WITHOUT_A_RUN: dict[str, str] = {
-    "hub_always_push": "trainer.py _push_from_checkpoint",
-    "push_to_hub": "trainer.py init_hf_repo: it needs a network; memory on the host",
-    "ignore_data_skip": "trainer.py: read where a run is resumed",
-    "resume_from_checkpoint": "trainer.py: read by scripts, before training",
-    "do_predict": "training_args.py: read by scripts",
-    "load_best_model_at_end": "trainer.py _load_best_model: after training, into the same tensors",
-    "eval_on_start": "trainer.py: an evaluation before the first step, which `eval_strategy` counts",
-    "local_rank": "training_args.py: which process this is",
-    "ddp_backend": "training_args.py: the collective library of several ranks",
-    "debug": "debug_utils.py: hooks that read activations and keep numbers",
-    "assistant_only_loss": "trl trainer/sft_trainer.py: which labels are -100; it wants conversations",
-    "dataset_kwargs": "trl trainer/sft_trainer.py: how rows are made",
-    "router_aux_loss_coef": "trl trainer/sft_trainer.py: a factor; refused of a dense model",
-    "tf32": "training_args.py: the precision of products; a CPU refuses it",
-    "eval_delay": "trainer_callback.py: when an evaluation runs",
-    "save_strategy": "trainer_callback.py: when a checkpoint is written",
-    "enable_jit_checkpoint": "trainer_jit_checkpoint.py: a signal handler that saves",
-    "dataloader_multiprocessing_context": "trainer.py: how worker processes start",
-    "dataloader_num_workers": "trainer.py: worker processes on the host",
-    "dataloader_prefetch_factor": "trainer.py: batches that workers hold on the host",
-    "dataloader_persistent_workers": "trainer.py: worker processes on the host",
-    "dataloader_pin_memory": "trainer.py: memory on the host; it needs a GPU",
-    "chat_template_path": "trl trainer/sft_trainer.py: reads a template's file",
-    "log_on_each_node": "trainer.py: read on several nodes",
-    "dataset_streaming": "trl scripts/sft.py, before the trainer",
-    "dataset_config": "trl scripts/sft.py, before the trainer",
-    "dataset_name": "trl scripts/sft.py, before the trainer",
-    "dataset_test_split": "trl scripts/sft.py, before the trainer",
-    "dataset_train_split": "trl scripts/sft.py, before the trainer",
-    "ignore_bias_buffers": "trl scripts/sft.py: buffers of booleans that DDP leaves alone",
-    "lora_task_type": "trl trainer/model_config.py: the adapter's class",
-    "model_revision": "trl scripts/sft.py: which commit is loaded",
-    "trust_remote_code": "trl scripts/sft.py",
-}
-"""Keys that a step without storage cannot show, with what was read (transformers 5.23, trl 1.16)."""
+NO_PREPARATION = frozenset(  # of batches on the host, of scripts before the trainer
+    word
+    for line in (
+        "chat_template_path dataset_config dataset_kwargs dataset_name dataset_streaming dataset_test_split",
+        "dataloader_multiprocessing_context dataloader_num_workers dataloader_persistent_workers",
+        "dataloader_pin_memory dataloader_prefetch_factor dataset_train_split model_revision lora_task_type",
+        "ignore_bias_buffers router_aux_loss_coef trust_remote_code assistant_only_loss",
+    )
+    for word in line.split()
+)
+NO_STEP = frozenset(  # before or after the steps, of several ranks, of a GPU
+    word
+    for line in (
+        "ddp_backend do_predict enable_jit_checkpoint eval_delay eval_on_start hub_always_push tf32",
+        "ignore_data_skip load_best_model_at_end local_rank log_on_each_node push_to_hub save_strategy",
+        "resume_from_checkpoint",
+    )
+    for word in line.split()
+)
+"""Fields that a step without storage cannot show: the results have its run on a CPU, or what was read."""
 
 
 def ignored_fields(table: Any, *classes: type) -> list[str]:
@@ -137,7 +127,7 @@ def ignored_fields(table: Any, *classes: type) -> list[str]:
     return [
         name
         for name, rule in found.items()
-        if rule and rule.status == "ignored" and name not in WITHOUT_A_RUN
+        if rule and rule.status == "ignored" and name not in NO_PREPARATION | NO_STEP
     ]
 
 
@@ -226,31 +216,54 @@ def test_a_key_that_moves_memory_is_seen_and_not_ignored(name: str, tmp_path: Pa
     assert find_rule(hf.RULES, name).status == "not_modelled"  # type: ignore[union-attr]
 
 
-def every_ignored(rules: Any) -> list[tuple[str, str]]:
-    """(key, reason) of each ignored key of a table and of the tables inside it."""
-    inner = [pair for rule in rules.values() if rule.inner for pair in every_ignored(rule.inner)]
-    return [(key, rule.why) for key, rule in rules.items() if rule.status == "ignored"] + inner
-
-
-def without_a_run(name: str) -> list[tuple[str, str]]:
-    """A format's ignored keys that are no field of a configuration that a run here is given."""
-    known = {*TRAINING, *SUPERVISED, *WITHOUT_A_RUN}
-    return [(key, why) for key, why in every_ignored(FORMATS[name].rules) if key not in known]
-
-
-def judged() -> dict[str, int]:
-    """How many ignored keys of all tables are judged in which way."""
-    keys = [key for row in FORMATS.values() for key, _ in every_ignored(row.rules)]
-    run = sum(key in {*TRAINING, *SUPERVISED} for key in keys)
-    return {"all": len(keys), "run": run, "read": len(keys) - run, "fields": len(RUNS)}
+RESULTS = json.loads(format_docs.RESULTS.read_text(encoding="utf-8"))
+HERE = {"hf": "transformers", "trl": "trl", "peft": "peft"}
+"""Formats whose library the tests have."""
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_ignored_key_is_judged(name: str) -> None:
-    said = {(key, why) for why, keys in JUDGED.get(name, {}).items() for key in keys.split()}
-    assert set(without_a_run(name)) == said
+    """By a run or a file that the results have, or by a reason of the list: never by both, nor by neither."""
+    said = {key for keys in JUDGED.get(name, {}).values() for key in keys.split()}
+    ways = format_docs.judgments()
+    assert {key for (each, key), way in ways.items() if each == name and way == "reason"} == said
 
 
-def test_the_page_of_formats_counts_how_keys_were_judged() -> None:
-    assert "{all} ignored keys of all tables: {run}".format(**judged()) in format_docs.page()
-    assert "({fields} fields)".format(**judged()) in format_docs.page()
+def test_no_key_that_moved_memory_is_ignored() -> None:
+    moved = 0
+    for result in RESULTS.values():
+        for row in result["keys"]:
+            rule = format_docs.rule_at(FORMATS[result["format"]].rules, row["name"])
+            assert row["how"] != "moved" or (rule and rule.status == "not_modelled"), row
+            moved += row["how"] == "moved"
+    assert moved, "a search that finds nothing finds nothing out"
+
+
+def test_a_row_says_what_was_tried_and_where() -> None:
+    for result in RESULTS.values():
+        assert result["version"]
+        for row in result["keys"]:
+            assert ("value" in row) if row["how"] in ("run", "moved") else row["note"], row
+            assert row["how"] != "read" or re.search(r"\d+\.\d+", row["note"]), row
+
+
+def again(name: str, *more: str) -> subprocess.CompletedProcess[str]:
+    """The command, run against the library that is here; nothing is written."""
+    command = [sys.executable, "benchmarks/perturbed_keys.py", name, "--check", *more]
+    where = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=ROOT, env=where, capture_output=True, text=True)
+
+
+def test_a_key_is_judged_again_as_the_file_has_it() -> None:
+    rows = next(result for result in RESULTS.values() if result["format"] == "peft")["keys"]
+    names = random.Random(14).sample([row["name"] for row in rows if row["how"] == "run"], FAST)
+    done = again("peft", "--only", *names)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(f'"name": "{name}", ' in done.stdout for name in names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HERE)
+def test_all_keys_are_judged_again_as_the_file_has_them(name: str) -> None:
+    done = again(name)
+    assert done.returncode == 0, done.stdout + done.stderr

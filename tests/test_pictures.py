@@ -10,6 +10,7 @@ import math
 from collections import defaultdict
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -61,6 +62,18 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "smolvlm": {"model_type": "smolvlm", "scale_factor": 4, "vision_config": SQUARES},
     "internvl": {"model_type": "internvl", "downsample_ratio": 0.5, "vision_config": SQUARES},
     "llama4": {"model_type": "llama4", "vision_config": {**SQUARES, "pixel_shuffle_ratio": 0.5}},
+    **{
+        name: {"model_type": name, "vision_config": {"patch_size": 16, "spatial_merge_size": 2}}
+        for name in ("cohere_compass", "qwen3_5", "qwen3_5_moe")
+    },
+    **{
+        name: {"model_type": name, "vision_config": {"patch_size": 14, "spatial_merge_size": 2}}
+        for name in ("glm46v", "paddleocr_vl")
+    },
+    "mistral3": {"model_type": "mistral3", "spatial_merge_size": 2, "vision_config": SQUARES},
+    "llava+pixtral": {"model_type": "llava", "vision_config": {**SQUARES, "model_type": "pixtral"}},
+    "gemma4": {"model_type": "gemma4", "vision_config": {"patch_size": 16, "pooling_kernel_size": 3}},
+    "mllama": {"model_type": "mllama", "vision_config": {**SQUARES, "max_num_tiles": 4}},
 }
 
 
@@ -77,9 +90,14 @@ def source_of(path: str) -> str:
     return (Path(transformers.__file__).parent / path).read_text(encoding="utf-8")
 
 
-def functions_of(path: str) -> dict[str, Any]:
-    """The functions of one of transformers' modules, which asks for torchvision when it is imported."""
-    found = [node for node in ast.parse(source_of(path)).body if isinstance(node, ast.FunctionDef)]
+def functions_of(path: str, of: str = "") -> dict[str, Any]:
+    """The functions of one of transformers' modules, or of a class in it, which asks for torchvision when it
+    is imported.
+    """
+    body = ast.parse(source_of(path)).body
+    if of:
+        body = next(node.body for node in body if isinstance(node, ast.ClassDef) and node.name == of)
+    found = [node for node in body if isinstance(node, ast.FunctionDef) and not (of and node.decorator_list)]
     names: dict[str, Any] = {
         "torch": torch,
         "math": math,
@@ -92,7 +110,7 @@ def functions_of(path: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"])
 def test_patches_of_qwen(name: str, size: tuple[int, int]) -> None:
     """The grid that the processor makes of the published bounds, and one of a smaller bound of pixels."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -188,6 +206,80 @@ def test_tiles_of_internvl(size: tuple[int, int]) -> None:
         tiles = len(processor([image(*size)], return_tensors="pt")["pixel_values"])
         found = made("internvl", *size, Limits(tiles=most))
         assert (found.tiles, found.tokens) == (tiles, 4 * tiles)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_patches_of_other_grids(size: tuple[int, int]) -> None:
+    """The grids of their classes' own bounds."""
+    from transformers.models.cohere_compass.image_processing_pil_cohere_compass import (
+        CohereCompassImageProcessorPil,
+    )
+    from transformers.models.glm46v.image_processing_pil_glm46v import Glm46VImageProcessorPil
+    from transformers.models.paddleocr_vl.image_processing_pil_paddleocr_vl import (
+        PaddleOCRVLImageProcessorPil,
+    )
+
+    processors = {
+        "glm46v": Glm46VImageProcessorPil(),
+        "paddleocr_vl": PaddleOCRVLImageProcessorPil(),
+        "cohere_compass": CohereCompassImageProcessorPil(patch_size=16),
+    }
+    for name, processor in processors.items():
+        (_, high, wide) = processor([image(*size)], return_tensors="pt")["image_grid_thw"][0].tolist()
+        found, patch = made(name, *size), CONFIGS[name]["vision_config"]["patch_size"]
+        assert (found.height // patch, found.width // patch) == (high, wide), name
+        assert found.tokens == high * wide // 4
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", ["mistral3", "llava+pixtral"])
+def test_rows_of_pixtral(name: str, size: tuple[int, int]) -> None:
+    """The size that the processor resizes to, and the words that it puts in a picture's place."""
+    merged = CONFIGS[name].get("spatial_merge_size", 1)
+    words = SimpleNamespace(
+        patch_size=14,
+        spatial_merge_size=merged,
+        image_token="<image>",
+        image_break_token="<break>",
+        image_end_token="<end>",
+    )
+    functions = functions_of("models/pixtral/image_processing_pixtral.py")
+    functions["get_image_size"] = lambda picture, layout: picture
+    resized = functions["get_resize_output_image_size"]((size[1], size[0]), (56, 56), 14 * merged)
+    found = made(name, *size)
+    assert (found.height, found.width) == resized == found.original
+    said = functions_of("models/pixtral/processing_pixtral.py", "PixtralProcessor")["replace_image_token"]
+    text = said(words, {"image_sizes": [resized]}, 0)
+    assert (text.count("<image>"), text.count("<break>") + text.count("<end>")) == (
+        found.tokens,
+        found.markers,
+    )
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_budget_of_gemma_4(size: tuple[int, int]) -> None:
+    """Tokens, padded patches and their places, as the trace makes them."""
+    from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
+
+    from memplan.planner.run.pictures import _pooled
+
+    out, found = Gemma4ImageProcessorPil()([image(*size)], return_tensors="pt"), made("gemma4", *size)
+    made_here = _pooled(CONFIGS["gemma4"], [found], 1)
+    assert int(out["num_soft_tokens_per_image"][0]) == found.tokens
+    assert out["pixel_values"].shape == made_here["pixel_values"][0]
+    assert torch.equal(out["image_position_ids"], made_here["image_position_ids"][1])
+
+
+@pytest.mark.parametrize("size", SIZES[:4])
+def test_tiles_of_llama_vision_are_padded(size: tuple[int, int]) -> None:
+    from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
+
+    from memplan.planner.run.pictures import _crossed
+
+    processor = MllamaImageProcessorPil(size={"height": 56, "width": 56}, max_image_tiles=4)
+    out, found = processor([[image(*size)]], return_tensors="pt"), made("mllama", *size)
+    for name, (shape, _) in _crossed(CONFIGS["mllama"], [found], 1).items():
+        assert out[name].shape == shape
 
 
 @pytest.mark.parametrize("size", SIZES)

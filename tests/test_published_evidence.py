@@ -160,14 +160,16 @@ def test_the_margin_is_a_share_of_what_is_predicted():
     assert reserved_rows([scored("not counted", -0.2, counted=False)]) == []
 
 
-def test_fsdp1_never_says_fits():
-    """Published runs of FSDP1 needed up to 1.6 times what FSDP2's schedule says, and two ran out of
-    memory.
+def test_adapters_under_the_trainers_fsdp1_never_fit():
+    """Published runs of them needed up to a quarter more than is predicted, and nobody knows why; of full
+    fine-tuning and of plain loops they did not.
     """
-    shared = {"method": "lora", "gpu": "a100-80gb", "gpus": 2, "parallel": "fsdp"}
-    older = memplan.plan("llama-7b", **shared, fsdp_version=1)
+    shared = {"gpu": "a100-80gb", "gpus": 2, "parallel": "fsdp"}
+    older = memplan.plan("llama-7b", **shared, method="lora", fsdp_version=1)
     assert older.gpus[0].verdict is None and any("FSDP1" in text for text in older.not_modelled)
-    assert memplan.plan("llama-7b", **shared).gpus[0].verdict == "fits"
+    assert memplan.plan("llama-7b", **shared, method="lora").gpus[0].verdict == "fits"
+    for other in ({"method": "full"}, {"method": "lora", "recipe": "raw"}):
+        assert memplan.plan("llama-7b", **shared, **other, fsdp_version=1).gpus[0].verdict == "fits"
 
 
 def test_errors_by_hand():

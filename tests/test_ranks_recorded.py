@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 FILE = ROOT / "measurements" / "dryrun_ranks.jsonl"
 RECORDS = [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()]
 RAN = [record for record in RECORDS if "dry_run" in record]
-APART = {11: 0.0300, 42: 0.0125, 4: 0.0042}
+APART = {11: 0.0300, 42: 0.0125, 4: 0.0042, 62: 0.0099, 58: 0.0014}
 """The recorded runs that are not met to the byte, and by which share at most."""
 
 
@@ -45,7 +45,9 @@ def test_the_page_is_of_these_records(script: ModuleType) -> None:
     )
 
 
-@pytest.mark.parametrize("record", RAN[:16], ids=lambda r: f"{r['case']}-{'-'.join(map(str, kind(r)))}")
+@pytest.mark.parametrize(
+    "record", [*RAN[:16], *RAN[48:56]], ids=lambda r: f"{r['case']}-{'-'.join(map(str, kind(r)))}"
+)
 def test_a_rank_reserves_what_its_dry_run_did(script: ModuleType, record: dict[str, Any]) -> None:
     assert abs(script.error(record)) <= APART.get(record["case"], 0)
 

@@ -84,6 +84,9 @@ def test_a_vocabulary_that_is_said_counts_the_new_tokens_of_a_file(tmp_path, cap
         "lora_target_modules: [q_proj]\nsequence_len: 512\ntokens: ['<|a|>', '<|b|>']\n"
     )
     assert cli(["plan", str(path), "--gpu", "24gb"]) == 0
-    assert "AT LEAST" in (said := capsys.readouterr().out) and "vocabulary=N" in said
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "FITS" in said and "2 rows are added to the vocabulary's 151,936" in said and "vocabulary=N" in said
+    )
     assert cli(["plan", str(path), "--gpu", "24gb", "--set", "vocabulary=152064"]) == 0
-    assert "FITS" in (said := capsys.readouterr().out) and "tokens is not" not in said
+    assert "FITS" in (said := capsys.readouterr().out) and "rows are added" not in said

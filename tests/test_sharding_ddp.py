@@ -127,9 +127,7 @@ def test_the_page_of_strategies_is_not_stale():
 def test_one_rank_alone_and_the_older_fsdp_are_said():
     alone = strategies.warnings("formula", resolve({"parallel": "zero2"}))
     assert any("--gpus N" in warning for warning in alone)
-    eight = strategies.warnings(
-        "formula", resolve({"parallel": "fsdp", "gpus": 8, "optimizer": "adamw_bnb_8bit", "fsdp_version": 1})
-    )
+    eight = strategies.warnings("formula", resolve({"parallel": "fsdp1", "gpus": 8, "method": "dora"}))
     assert any("FSDP1" in warning for warning in eight) and not any(
         "--gpus N" in warning for warning in eight
     )

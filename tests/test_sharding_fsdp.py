@@ -27,6 +27,7 @@ pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
 B, S, RANK = 2, 16, 4
+AXES = ("dp_replicate", "dp_shard_cp")  # accelerate 1.15 parallelism_config.py fsdp_dim_names
 TARGETS = ("q_proj", "k_proj", "down_proj")
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -114,10 +115,11 @@ def ranks() -> Iterator[Any]:
     torch.set_num_threads(before)
 
 
-def shard(model: Any, mixed: bool, reshards: bool) -> Any:
-    """The model as accelerate shards it."""
+def shard(model: Any, mixed: bool, reshards: bool, replicas: int = 1) -> Any:
+    """The model as accelerate shards it, over the ranks of one replica."""
     from accelerate.utils import FullyShardedDataParallelPlugin
     from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+    from torch.distributed.device_mesh import init_device_mesh
 
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
@@ -128,10 +130,15 @@ def shard(model: Any, mixed: bool, reshards: bool) -> Any:
     )
     if mixed:
         plugin.set_mixed_precision("bf16")
+    mesh = None
+    if replicas > 1:
+        world = torch.distributed.get_world_size()
+        mesh = init_device_mesh("cpu", (replicas, world // replicas), mesh_dim_names=AXES)
     state = types.SimpleNamespace(fsdp_plugin=plugin)
     accelerator = types.SimpleNamespace(
         state=state,
-        torch_device_mesh=None,
+        torch_device_mesh=mesh,
+        parallelism_config=types.SimpleNamespace(fsdp_dim_names=AXES),
         mixed_precision="bf16" if mixed else "no",
         is_main_process=False,
         device=torch.device("cpu"),
@@ -147,6 +154,7 @@ def real(
     checkpointing: bool,
     reshards: bool,
     accumulation: int,
+    replicas: int,
 ) -> Any:
     """(observer, model, optimizer) after two steps, gradients of the second still there."""
     model = transformers.AutoModelForCausalLM.from_config(
@@ -163,7 +171,7 @@ def real(
         renamed(model, "activation_checkpointing_enable")({"use_reentrant": False})
         if method == "lora":
             model.enable_input_require_grads()
-    model = shard(model, mixed, reshards)
+    model = shard(model, mixed, reshards, replicas)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
     ids = torch.randint(0, config["vocab_size"], (B, S))
     batch = {"input_ids": ids, "labels": ids.clone(), "attention_mask": torch.ones(B, S, dtype=torch.int64)}
@@ -217,6 +225,13 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "no mixed precision": ("llama", 3, {"mixed": False}),
     "parameters kept after the forward": ("llama", 2, {"reshards": False}),
     "gradient accumulation": ("llama", 3, {"accumulation": 2}),
+    "replicas": ("llama", 3, {"replicas": 2}),
+    "replicas without mixed precision": ("llama", 2, {"replicas": 2, "mixed": False}),
+    "replicas, gradient accumulation, adapters": (
+        "tied llama",
+        2,
+        {"replicas": 2, "accumulation": 2, "method": "lora", "checkpointing": True},
+    ),
     "lora": ("llama", 2, {"method": "lora"}),
     "lora with checkpointing, rank and ranks that do not divide": (
         "tied llama",
@@ -236,9 +251,10 @@ def test_a_rank_holds_what_fully_shard_makes_it_hold(name: str, ranks: Any):
         "checkpointing": False,
         "reshards": True,
         "accumulation": 1,
+        "replicas": 1,
         **given,
     }
-    ranks(count)
+    ranks(count * case["replicas"])
     watch, model, optimizer = real(MODELS[model_name], **case)
     checkpointed = case["checkpointing"]
     found = predicted(
@@ -249,6 +265,7 @@ def test_a_rank_holds_what_fully_shard_makes_it_hold(name: str, ranks: Any):
         checkpointing="non_reentrant" if checkpointed else "none",
         gradient_accumulation=case["accumulation"],
         reshard_after_forward=case["reshards"],
+        replicas=case["replicas"],
     )
 
     parameters = {
@@ -359,7 +376,7 @@ def test_bitsandbytes_optimizers_cannot_step_sharded_tensors(name: str, ranks: A
     model(input_ids=ids, labels=ids).loss.backward()
     with pytest.raises((RuntimeError, NotImplementedError), match="DTensor|sharding strategy"):
         optimizer.step()
-    with pytest.raises(UsageError, match="cannot step under FSDP2.*fsdp_version=1"):
+    with pytest.raises(UsageError, match="cannot step under FSDP2.*fsdp1"):
         predicted(LLAMA, 2, optimizer="adamw_bnb_8bit")
     assert predicted(LLAMA, 2, optimizer="adamw_bnb_8bit", fsdp_version=1).peak.allocated_bytes > 0
 

@@ -230,6 +230,12 @@ def test_synthesized_stream_is_the_traced_one(config: dict[str, Any], fields: di
     same_as_every_layer(config, fields)
 
 
+def test_states_made_from_no_tensor_belong_to_the_layer_of_their_parameter() -> None:
+    """torchao's: codes, scales and tables are made from sizes alone."""
+    pytest.importorskip("torchao")
+    same_as_every_layer(LLAMA, {"method": "full", "optimizer": "adamw_torch_4bit"})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "fields"), [case[1:] for case in SLOW_CASES], ids=[case[0] for case in SLOW_CASES]

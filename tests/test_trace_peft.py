@@ -18,6 +18,7 @@ from memplan.planner.run.extras import find_spec  # noqa: E402
 from memplan.planner.tables.errors import UsageError  # noqa: E402
 from memplan.planner.tables.peft_types import PEFT_TYPES  # noqa: E402
 from memplan.planner.trace import patches_peft  # noqa: E402
+from memplan.planner.trace.engine import trace  # noqa: E402
 from memplan.render import adapter_docs  # noqa: E402
 
 LLAMA = {
@@ -254,20 +255,37 @@ def test_constants_keep_their_values_until_something_unknown_is_written():
     assert not values._twins
 
 
+MOE = {
+    **LLAMA,
+    "model_type": "qwen3_moe",
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "head_dim": 8,
+}
+
+
 def test_lora_on_experts_traces(held):
     """peft 0.21 tuners/lora/layer.py ParamWrapper asks for autocast of the device's type."""
-    moe = {
-        **LLAMA,
-        "model_type": "qwen3_moe",
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 16,
-        "head_dim": 8,
-    }
     experts = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
     adapter = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"], "target_parameters": experts}
     setup = setup_of("LORA", adapter=adapter)
-    traced = held.traced(moe, setup)
-    assert traced.differences(held.real(moe, setup)) == {}
+    traced = held.traced(MOE, setup)
+    assert traced.differences(held.real(MOE, setup)) == {}
     named = dict(rank=2, alpha=8, dropout=0.0, targets=("q_proj",), target_parameters=tuple(experts))
-    assert held.traced(moe, setup.replaced(adapter=None, **named)).differences(traced) == {}
+    assert held.traced(MOE, setup.replaced(adapter=None, **named)).differences(traced) == {}
+
+
+def test_experts_that_peft_finds_by_itself_have_no_dropout_in_axolotl():
+    """axolotl 0.19 loaders/adapter.py _patch_peft_param_wrapper_dropout: not those that a file names."""
+    targets = ("q_proj", "gate_proj", "up_proj", "down_proj")
+    fields = {"method": "lora", "sequence_length": 32, "targets": targets}
+
+    def trained(recipe, dropout, **more):
+        return trace(MOE, resolve({"recipe": recipe, "dropout": dropout, **fields, **more}))
+
+    assert trained("axolotl", 0.1).trainable_parameters == trained("hf", 0.0).trainable_parameters
+    named = {"targets": ("q_proj",), "target_parameters": ("mlp.experts.down_proj",)}
+    for recipe, more in (("hf", {}), ("axolotl", named)):
+        with pytest.raises(UsageError, match="lora_dropout != 0"):
+            trained(recipe, 0.1, **more)

@@ -14,6 +14,7 @@ pytest.importorskip("bitsandbytes")
 pytest.importorskip("accelerate")
 
 from test_towers import CONFIGS, SQUARES, TEXT
+from test_trace_more_pictures import MORE
 
 import memplan
 from memplan import api
@@ -212,4 +213,4 @@ def test_what_pictures_exclude() -> None:
 
 def test_every_processor_is_traced() -> None:
     """But Llama 4's, whose routed experts the trace has elsewhere, and Qwen3-VL's of experts."""
-    assert {*ALL, "llama4", "qwen3_vl_moe"} == set(PICTURES)
+    assert {*ALL, *MORE, "llama4", "qwen3_vl_moe", "qwen3_5_moe"} == set(PICTURES)

@@ -137,11 +137,6 @@ DIFFERENCES: dict[str, LibraryDifference] = {
             "stated by the run",
         ),
         LibraryDifference(
-            "fsdp1",
-            "FSDP1 keeps a unit's parameters in one flat tensor; what several GPUs reserve is not replayed",
-            "torch 2.4 distributed/fsdp/_flat_param.py FlatParameter",
-        ),
-        LibraryDifference(
             "unpinned",
             "the versions of the libraries are not known",
             "stated by the run",

@@ -107,6 +107,7 @@ SWITCHES: tuple[tuple[str, str, Any], ...] = (
     (r"(?:deepspeed )?zero[- ]?1", "parallel", "zero1"),
     (r"(?:deepspeed )?zero[- ]?2", "parallel", "zero2"),
     (r"(?:deepspeed )?zero[- ]?3", "parallel", "zero3"),
+    (r"fsdp ?1|fsdp v1", "parallel", "fsdp1"),
     (r"fsdp2?", "parallel", "fsdp"),
     (r"ddp|数据并行", "parallel", "ddp"),
     (r"all[- ]linear(?: layers?)?|全部?线性层|所有线性层", "targets", ("all-linear",)),

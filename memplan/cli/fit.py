@@ -23,6 +23,7 @@ from memplan.planner.answers.verdict import not_counted
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.gpus import find_gpu, said_of
+from memplan.planner.tables.parallel import SHARED
 from memplan.planner.tables.units import gib
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from memplan.planner.answers.search import Fit
 
 EXIT_NOTHING_FITS = 1
-SHARED = ("fsdp", "zero1", "zero2", "zero3")
 FORMATS = ("axolotl", "trl", "llamafactory", "peft")
 
 

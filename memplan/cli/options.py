@@ -16,6 +16,7 @@ from memplan.names import SHORT, setup_fields
 from memplan.planner.inputs.setup import FIELDS
 from memplan.planner.tables.errors import UsageError, shorten
 from memplan.planner.tables.losses import Loss
+from memplan.planner.tables.parallel import SPOKEN
 from memplan.planner.tables.sdp import ATTENTIONS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -119,7 +120,7 @@ _OPTIONS = (
         help="GPU name (memplan list gpus), 'local', or a memory budget such as 23.5GiB.",
     ),
     click.option("--gpus", type=int, metavar="N", help="Number of GPUs."),
-    click.option("--parallel", metavar="NAME", help="Strategy: ddp, fsdp, zero1, zero2 or zero3."),
+    click.option("--parallel", metavar="NAME", help=f"Strategy: {SPOKEN}."),
     click.option(
         "--set",
         "assignments",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from memplan import api
 from memplan.cli.options import file_fields, given_fields
 from memplan.planner.answers.verdict import withhold
-from memplan.planner.inputs.models import Model
+from memplan.planner.inputs.models import Model, find
 from memplan.planner.inputs.setup import Setup, resolve
 from memplan.planner.prediction import Prediction
 from memplan.planner.tables.errors import UsageError, shorten
@@ -162,9 +162,12 @@ def _imported(imported: Imported, options: Mapping[str, Any]) -> Subject:
         imported.model = options["base_model"]
     if not imported.model:
         raise NoModelError(imported)
+    from memplan.planner.importers.changed import applied
+
     given = given_fields(options)
+    model = applied(imported, find(imported.model), {*given, *file_fields(options)})
     fields = {**imported.fields_on(given.get("gpu")), **file_fields(options)}
-    found, setup = api.request(imported.model, imported=fields, **given)
+    found, setup = api.request(model, imported=fields, **given)
     if api.unknown_family(found):
         setup = _with_its_attention(imported, found, setup)
     elif imported.named_attention:

@@ -14,8 +14,10 @@ from memplan.planner.answers.fit.suggest import Suggestion
 from memplan.planner.answers.parts import deciding, headline
 from memplan.planner.answers.verdict import least_bytes, what_it_takes
 from memplan.planner.inputs.setup import Setup
+from memplan.planner.inputs.usual_pictures import is_assumed
 from memplan.planner.prediction import GpuVerdict, Prediction
 from memplan.planner.tables.gpus import Gpu
+from memplan.planner.tables.parallel import named
 from memplan.planner.tables.units import GIB
 from memplan.render.bar import STYLES
 from memplan.render.components import device_segments
@@ -128,10 +130,12 @@ def subject(prediction: Prediction) -> str:
         *([setup.task] if setup.task != "sft" else []),
         f"batch {setup.micro_batch:,} × {'up to ' * varied}{setup.sequence_length:,} tokens",
     ]
+    if is_assumed(setup):
+        parts.append(f"a picture of {setup.images[0].partition('@')[2]} assumed")
     if setup.method != "inference":
         parts.append(f"gradient checkpointing {'off' if setup.checkpointing == 'none' else 'on'}")
     if setup.gpus > 1:
-        parts.append(f"one rank of {setup.gpus} ({setup.parallel})")
+        parts.append(f"one rank of {setup.gpus} ({named(setup.parallel, setup.fsdp_version)})")
     return " · ".join(parts)
 
 

@@ -107,6 +107,9 @@ class Pool:
         """`get_free_block`: a block that could grow into unmapped space counts with that space when fits are
         compared.
         """
+        after = self.at[self.order[index] & _MASK].next
+        if after is None or after.mapped:  # it cannot, and all that follow are as large
+            return index
         while index + 1 < len(self.order) and self._reach(index + 1) < self._reach(index):
             index += 1
         return index

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from memplan.planner.formula.sharding.strategies import SHARDED, seen
+from memplan.planner.inputs import state_spaces
 from memplan.planner.inputs.quantized import packed
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.prediction import Breakdown, Peak, Prediction, Row
@@ -26,8 +27,8 @@ _TOLD = ("traced_layers", "unknown_share", "unknown_ops")
 
 def nearest(config: Mapping[str, Any], setup: Setup) -> Setup | None:
     """The setup without what no trace runs: one rank's sharding and offload, in the dtypes that its forward
-    and backward see, and weights packed in a format of their own. None where there is nothing to leave out,
-    or several ranks share.
+    and backward see, weights packed in a format of their own, and a scan too long in plain torch. None
+    where there is nothing to leave out, or several ranks share.
     """
     sharded = setup.parallel in SHARDED
     if sharded and setup.gpus > 1:
@@ -35,6 +36,7 @@ def nearest(config: Mapping[str, Any], setup: Setup) -> Setup | None:
     runs = seen(setup).with_(parallel="none", offload="none") if sharded else setup
     if packed(config, setup) is not None:
         runs = runs.with_(checkpoint_quant="none")
+    runs = state_spaces.by_kernels(config, runs)
     return None if runs is setup else runs
 
 
@@ -58,7 +60,7 @@ def bound(found: Prediction, config: Mapping[str, Any], setup: Setup) -> Predict
         step_peak=_peak(step, found.peak.context_bytes),
         smallest_capacity_bytes=None,
         survival=None,
-        not_modelled=(*found.not_modelled, *_missing(setup)),
+        not_modelled=(*found.not_modelled, *_missing(setup), *state_spaces.uncounted(config, setup)),
         extra={key: found.extra[key] for key in _TOLD if key in found.extra},
     )
 

@@ -23,6 +23,7 @@ from memplan.planner.prediction import Prediction
 from memplan.planner.tables.dtypes import itemsize
 from memplan.planner.tables.errors import UsageError, shorten
 from memplan.planner.tables.gpus import Gpu
+from memplan.planner.tables.parallel import SHARED
 
 READERS = 4
 """Threads that read a checkpoint's tensors, each one at a time (transformers 5.24 core_model_loading.py
@@ -115,7 +116,7 @@ def cost(
     seconds, why = _seconds(spec, prediction, gpu)
     size = itemsize(setup.weight_dtype)
     largest = max(tensor.elements for tensor in weight_tensors(headed(spec, setup)))
-    sharded = setup.gpus if setup.parallel in ("fsdp", "zero1", "zero2", "zero3") else 1
+    sharded = setup.gpus if setup.parallel in SHARED else 1
     states = sum(row.bytes for row in prediction.moments[-1].rows if row.component == "optimizer_states")
     return Cost(
         seconds,

@@ -283,7 +283,7 @@ def method_fit(
         method,
         this,
         asked.device_bytes(room.gpu),
-        withheld(word, missing),
+        withheld(word, (*missing, *uncounted_of(this, room.gpu))),
         structure.largest_batch(),
         structure.longest_sequence(),
         tuple(structure.frontier(batches)),

@@ -33,6 +33,7 @@ class Compiled:
         self.target = target_of(setup)
         self._programs: dict[Regime, Program | None] = {}
         self._logs: dict[Point, tuple[Log, Facts]] = {}
+        self._confirmed: dict[tuple[Regime, Point], Log] = {}  # what a program was found to say
 
     def at(self, point: Point, name: str = "model", *, solve: bool = False) -> Prediction:
         """The trace's prediction at (micro-batch, sequence length). `solve`: other sizes will be asked, so
@@ -49,7 +50,8 @@ class Compiled:
             program = self.program(wanted, solve=solve or wanted == exact)
             if program is not None:
                 try:
-                    return program.at(point, self._kernels()), program.facts_at(point)
+                    found = self._confirmed.get((wanted, point)) or program.at(point, self._kernels())
+                    return found, program.facts_at(point)
                 except NotPolynomialError:
                     continue
         raise AssertionError("a point's own trace is a program")
@@ -82,7 +84,8 @@ class Compiled:
                 same_structure(logs[grid.points[0]], logs[point])
             program = made(grid, logs, facts)
             for point in (grid.points[0], *([check] if check else ())):
-                confirm(program, point, direct(self._traced(point)[0]), self._kernels())
+                traced = direct(self._traced(point)[0])
+                self._confirmed[wanted, point] = confirm(program, point, traced, self._kernels())
         except (DifferentStructureError, NotPolynomialError, UsageError) as error:
             if check is None:
                 raise

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
+from operator import attrgetter
 from typing import Any
 
 from memplan.planner.compiled.nodes import Grid, NotPolynomialError, Point, value
@@ -15,7 +16,9 @@ from memplan.planner.trace.events.log import ALLOC, EMPTY, FREE, Log, Mark, Stor
 from memplan.planner.trace.events.record import Facts
 
 Numbers = tuple[int, ...]
-FIXED = ("op", "module", "layer", "dtype", "moment", "via", "component", "name", "saved", "held")
+fixed = attrgetter(
+    "op", "module", "layer", "dtype", "moment", "via", "component", "name", "saved", "held", "stream"
+)
 """What of a storage does not depend on sizes: equal at every node."""
 
 
@@ -52,11 +55,7 @@ class Program:
         weights = self.grid.weights(point)
         sizes = [value(each, weights) for each in self.sizes]
         shapes = [_values(each, weights) for each in self.shapes]
-        storages = [
-            replace(storage, nbytes=sizes[size], shape=shapes[shape])
-            for storage, size, shape in zip(self.storages, self.size_of, self.shape_of, strict=True)
-        ]
-        return expanded(self, storages, self._workspaces(weights, kernels))
+        return expanded(self, sizes, shapes, self._workspaces(weights, kernels))
 
     def facts_at(self, point: Point) -> Facts:
         """The model's counts, and what a run at (B, S) keeps on the host."""
@@ -78,30 +77,35 @@ def _values(at_nodes: Sequence[Numbers], weights: Sequence[Fraction]) -> Numbers
     return tuple(value(each, weights) for each in zip(*at_nodes, strict=True))
 
 
-def expanded(program: Program, storages: Sequence[Storage], workspaces: Mapping[int, Sequence[Any]]) -> Log:
-    """The log of a program's events on storages of one size: each call's workspaces in its place."""
-    log = Log()
+def expanded(
+    program: Program,
+    sizes: Sequence[int],
+    shapes: Sequence[Numbers],
+    workspaces: Mapping[int, Sequence[Any]],
+) -> Log:
+    """The log of a program's events at one size, given its distinct sizes and shapes there: each call's
+    workspaces in its place.
+    """
+    log, storages = Log(), program.storages
     numbers: dict[int, int] = {}  # of a program's storages in the log
     open_calls: dict[int, list[tuple[int, Any]]] = {}
     edges = [0]
 
-    def make(storage: Storage) -> int:
-        made = replace(storage, id=len(log.storages), born=len(log.events), died=None, call=None)
-        log.storages.append(made)
-        log.events.append((ALLOC, made.id, made.nbytes))
-        return made.id
+    def make(number: int, nbytes: int, shape: Numbers) -> int:
+        storage, made = storages[number], len(log.storages)
+        log.storages.append(storage.again(made, len(log.events), nbytes, shape, storage.layer))
+        log.events.append((ALLOC, made, nbytes))
+        return made
 
     def free(number: int) -> None:
         log.storages[number].died = len(log.events)
         log.events.append((FREE, number, log.storages[number].nbytes))
 
     def take(call: int, before: bool) -> list[tuple[int, Any]]:
-        home = storages[call]
-        return [
-            (make(replace(home, nbytes=w.nbytes, shape=(w.nbytes,), op=w.name, name=w.name)), w)
-            for w in workspaces[call]
-            if w.before is before
-        ]
+        taken = [(make(call, w.nbytes, (w.nbytes,)), w) for w in workspaces[call] if w.before is before]
+        for number, w in taken:
+            log.storages[number].op = log.storages[number].name = w.name
+        return taken
 
     for event in program.events:
         if event is None:
@@ -109,7 +113,7 @@ def expanded(program: Program, storages: Sequence[Storage], workspaces: Mapping[
         elif event >= 0 and event in workspaces:
             open_calls[event] = take(event, True)
         elif event >= 0:
-            numbers[event] = make(storages[event])
+            numbers[event] = make(event, sizes[program.size_of[event]], shapes[program.shape_of[event]])
         elif ~event in workspaces:
             made = open_calls.pop(~event) + take(~event, False)
             for number, _ in sorted(reversed(made), key=lambda each: each[1].last):
@@ -141,7 +145,7 @@ def made(grid: Grid, logs: Mapping[Point, Log], facts: Mapping[Point, Facts]) ->
     return Program(
         grid,
         tuple(_event(event) for event in first.events),
-        tuple(replace(storage, call=None) for storage in first.storages),
+        tuple(s.again(s.id, s.born, s.nbytes, s.shape, s.layer) for s in first.storages),
         tuple(size_of),
         tuple(shape_of),
         tuple(sizes),
@@ -155,9 +159,9 @@ def made(grid: Grid, logs: Mapping[Point, Log], facts: Mapping[Point, Facts]) ->
     )
 
 
-def confirm(program: Program, point: Point, log: Log, kernels: Any) -> None:
-    """Hold the program against a trace. DifferentStructureError where the events differ, NotPolynomialError
-    where a size does.
+def confirm(program: Program, point: Point, log: Log, kernels: Any) -> Log:
+    """What the program says at a point, held against a trace. DifferentStructureError where the events
+    differ, NotPolynomialError where a size does.
     """
     found = program.at(point, kernels)
     same_structure(found, log)
@@ -167,12 +171,13 @@ def confirm(program: Program, point: Point, log: Log, kernels: Any) -> None:
                 f"{theirs.op} in {theirs.module or 'the step'}: {theirs.nbytes} bytes at {point}, where the "
                 f"others give {ours.nbytes}"
             )
+    return found
 
 
 def same_structure(one: Log, other: Log) -> None:
     """DifferentStructureError where two logs have other events, or other tensors at the same events."""
     for a, b in zip(one.storages, other.storages, strict=False):
-        if any(getattr(a, name) != getattr(b, name) for name in FIXED) or _form(a) != _form(b):
+        if fixed(a) != fixed(b) or _form(a) != _form(b):
             raise DifferentStructureError(f"{a.op} in {a.module} and {b.op} in {b.module} at the same place")
     if len(one.events) != len(other.events) or len(one.storages) != len(other.storages):
         raise DifferentStructureError(f"{len(one.events)} and {len(other.events)} events")
@@ -185,6 +190,8 @@ def same_structure(one: Log, other: Log) -> None:
 def _form(storage: Storage) -> Any:
     """A call without its numbers, and how many there are."""
     call = storage.call
+    if call is None:
+        return None
     return (call.op, call.template, len(call.numbers)) if hasattr(call, "numbers") else call
 
 

@@ -43,7 +43,9 @@ def _without(log: Log, dropped: Callable[[Storage, Storage | None], bool]) -> Lo
             numbers[sid] = len(found.storages)
             call = storage.call if a_call and storage.call != BY_DEPTH else None
             found.storages.append(
-                replace(storage, id=numbers[sid], born=len(found.events), died=None, call=call)
+                storage.again(
+                    numbers[sid], len(found.events), storage.nbytes, storage.shape, storage.layer, call
+                )
             )
             found.events.append((ALLOC, numbers[sid], nbytes))
         elif kind == FREE and sid in numbers:

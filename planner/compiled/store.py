@@ -25,13 +25,13 @@ from memplan.planner.trace.device.target import Target
 from memplan.planner.trace.events.log import Mark, Storage
 from memplan.planner.trace.events.record import Facts
 
-SCHEMA = "memplan.compiled/2"
+SCHEMA = "memplan.compiled/3"
 MOST_FILES = 400
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl")
 _MOVES_NOTHING = ("micro_batch", "sequence_length", "gpu", "allocator", "torch")
 """Setup fields that are arguments of a program, or of the allocator that it is replayed through."""
-_TEXT = ("op", "module", "dtype", "moment", "via", "component", "name")
-_PLAIN = ("layer", "saved", "held")
+_TEXT = ("op", "module", "dtype", "moment", "via", "component", "name", "stream")
+_PLAIN = ("layer", "saved", "held", "reach")
 
 
 def folder() -> Path:
@@ -89,7 +89,7 @@ def save(name: str, program: Program) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with gzip.open(beside, "wt", encoding="utf-8", compresslevel=3) as file:
-            json.dump(_document(program), file, separators=(",", ":"))
+            file.write(json.dumps(_document(program), separators=(",", ":")))  # `dump` is not the C encoder
         os.replace(beside, path)
         kept = sorted(path.parent.glob("*.json.gz"), key=lambda each: each.stat().st_mtime)
         for old in kept[:-MOST_FILES]:

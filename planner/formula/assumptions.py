@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from memplan.planner.formula.parameters import ParameterTable
 from memplan.planner.formula.resident.parameter_spec import NEVER_QUANTIZED
 from memplan.planner.formula.sharding.strategies import wraps
-from memplan.planner.inputs import quantized
+from memplan.planner.inputs import mixer_kernels, quantized
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec, Moe
 from memplan.planner.tables.dtypes import itemsize
@@ -106,6 +106,7 @@ def warnings(spec: ModelSpec | None, setup: Setup, model_type: str = "") -> Iter
         from memplan.planner.inputs import fused_kernels
 
         yield from fused_kernels.warnings(whole, setup)
+    yield from mixer_kernels.warnings(whole, setup)
     if spec is not None and setup.quant_type != "none":
         if spec.model_type in NEVER_QUANTIZED:
             yield (

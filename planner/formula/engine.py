@@ -13,7 +13,7 @@ from memplan.planner.formula.assumptions import assumptions, of_formula, warning
 from memplan.planner.formula.program import SYMBOLS, Symbolic
 from memplan.planner.formula.replay.load import MOST_LAYERS
 from memplan.planner.formula.sharding.strategies import assumptions as sharing
-from memplan.planner.formula.sharding.strategies import wraps
+from memplan.planner.formula.sharding.strategies import flattens, wraps
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.inputs.tasks import headed
@@ -98,10 +98,9 @@ def rank_of(setup: Setup) -> int:
 
 
 def is_replayed(setup: Setup) -> bool:
-    """Whether a run is written out as events. Not under ZeRO, nor with parts in host memory, nor under
-    FSDP1. Under FSDP2 not where whole gradients stay from one micro-batch to the next (accelerate's no_sync),
-    nor with states that are there at once, an optimizer in the backward, a second model, or a base that is
-    stored quantized.
+    """Whether a run is written out as events. Not under ZeRO, nor with parts in host memory. Under FSDP not
+    where whole gradients stay from one micro-batch to the next (accelerate's no_sync), nor with states that
+    are there at once, an optimizer in the backward, a second model, or a base that is stored quantized.
     """
     if not wraps(setup):
         return True
@@ -109,7 +108,7 @@ def is_replayed(setup: Setup) -> bool:
         return setup.offload == "none"
     left_out = (
         setup.offload != "none",
-        setup.fsdp_version == 1,
+        setup.fsdp_version == 1 and not flattens(setup),
         setup.gradient_accumulation > 1 and setup.loop.prepares,
         OPTIMIZERS[setup.optimizer].at_once,
         setup.optimizer_in_backward,

@@ -29,6 +29,7 @@ def lacking(spec: ModelSpec, setup: Setup) -> str:
         "adapters on parameters (target_parameters)": bool(setup.target_parameters),
         "parameters trained by name (trained_parameters)": bool(setup.trained_parameters),
         "adapters on some layers alone (layers_to_transform)": bool(setup.layers_to_transform),
+        "a loss of the router's logits (output_router_logits)": spec.balances and not _balanced(spec, setup),
     }
     lack = next((what for what, holds in reasons.items() if holds), "")
     if lack or not setup.merge:
@@ -36,6 +37,12 @@ def lacking(spec: ModelSpec, setup: Setup) -> str:
     from memplan.planner.formula.merging import lacking as merging
 
     return merging(spec, setup)
+
+
+def _balanced(spec: ModelSpec, setup: Setup) -> bool:
+    """Whether a loss of how experts are chosen has a rule (formula/forward/added_losses.py)."""
+    trains = METHODS[setup.method].trains != "nothing"
+    return trains and spec.model_type == "mixtral" and (setup.task, setup.loss) == ("sft", "full")
 
 
 def _unknown_teacher(setup: Setup) -> bool:

@@ -8,9 +8,9 @@ where they are accumulated.
 from __future__ import annotations
 
 from memplan.planner.formula.forward import earlier_trl, preferences, whole_logits
+from memplan.planner.formula.forward.added_losses import Routed, as_returned, balanced, regularized
 from memplan.planner.formula.forward.context import Context, Device
 from memplan.planner.formula.forward.decoder import Decoder, Guard
-from memplan.planner.formula.forward.linears import orthogonality
 from memplan.planner.formula.forward.losses import logits_of
 from memplan.planner.formula.forward.parted_losses import OF_HIDDEN_STATES, OF_LOGITS
 from memplan.planner.formula.forward.pooled import POOLED_LOSSES
@@ -19,7 +19,7 @@ from memplan.planner.formula.parameters import B, ParameterTable, S
 from memplan.planner.formula.resident.loading import batch_shapes, sampled_shapes
 from memplan.planner.formula.sharding.plan import ShardingPlan
 from memplan.planner.formula.symbolic.expr import const, minimum
-from memplan.planner.formula.tape.ops import add, cast, unary
+from memplan.planner.formula.tape.ops import cast, unary
 from memplan.planner.formula.tape.tape import Tape, Tensor
 from memplan.planner.inputs.tasks import read_at_once
 from memplan.planner.tables.components import Component
@@ -66,6 +66,7 @@ class Step:
         if self.setup.optimizer_in_backward:
             self.tape.taken = in_backward(self.tape, self.setup, parameter_table.trained)
         self.resident: list[Tensor] = []
+        self.routed: Routed = []  # logits of the routers that the outputs hold
         self.tape.autocast = self.w.auto is not None
         self.tape.casts = self.tape.new_casts()
 
@@ -98,6 +99,8 @@ class Step:
         before.clear()
         if dropped:
             outputs = None
+            with t.dropping():
+                self.routed.clear()
         t.end_forward()
         t.mark("backward")
         t.casts = None
@@ -209,7 +212,9 @@ class Step:
             return self._joined()
         if TASKS[self.setup.task].head == "none":
             return self._embedded()
+        w.routed = [] if w.parameter_table.spec.balances else None
         hidden = self.decoder.run()
+        routed, w.routed = w.routed, None
         logits: Tensor | None = None
         if self.setup.task in POOLED_LOSSES:
             logits, loss = POOLED_LOSSES[self.setup.task](w, hidden)
@@ -217,6 +222,8 @@ class Step:
         elif self.setup.loss in OF_LOGITS:
             logits = self.hooks.leave("tail", logits_of(w, hidden))
             loss = OF_LOGITS[self.setup.loss](w, logits)
+            if routed:
+                loss = balanced(w, loss, routed)
         else:
             loss = OF_HIDDEN_STATES[self.setup.loss](w, hidden)
         del hidden
@@ -224,13 +231,16 @@ class Step:
         if (
             self.setup.method == "adalora" and self.setup.loss != "chunked"
         ):  # TRL takes the mean of its log-probabilities itself
-            loss = self._regularized(loss)
+            loss = regularized(w, self.decoder.blocks(), loss)
         t.forget_casts()
         self.decoder.outside.clear()
         if logits is None or not self.setup.loop.holds_outputs:
             self.decoder.prefix.drop()
+        whole = logits
         if self.setup.outputs_fp32 and w.auto is not None and logits is not None:
             logits = cast(t, logits, "float32", "fp32 copy of the returned logits")
+        self.routed = as_returned(w, routed or [])
+        del whole
         if self.setup.gradient_accumulation > 1:
             loss = unary(t, "scale", loss, "loss")
         return loss if logits is None else logits, loss
@@ -249,7 +259,7 @@ class Step:
         if held is not None:
             earlier_trl.metrics(w, kept[0], held)
         if self.setup.method == "adalora":
-            loss = self._regularized(loss)
+            loss = regularized(w, self.decoder.blocks(), loss)
         del labels, kept, reference, beside
         return self._alone(loss)
 
@@ -282,7 +292,7 @@ class Step:
         del labels
         loss = self.hooks.leave("root", policy.LOSSES[self.setup.task](w, scores))
         if self.setup.method == "adalora":
-            loss = self._regularized(loss)
+            loss = regularized(w, self.decoder.blocks(), loss)
         del rows, kept
         return self._alone(loss)
 
@@ -309,31 +319,6 @@ class Step:
         if self.setup.gradient_accumulation > 1:
             loss = unary(self.tape, "scale", loss, "loss")
         return loss, loss
-
-    def _regularized(self, loss: Tensor) -> Tensor:
-        """The loss with AdaLoRA's regularization of every adapter, in the order of the model's modules: its
-        gradients come first, so all adapters have one from the start.
-        """
-        t, w, spec = self.tape, self.w, self.parameter_table.spec
-        loss = self._with_part(loss, orthogonality(w, spec.projections))
-        key = 0
-        for block, times in self.decoder.blocks():
-            with t.repeat(times):
-                for step in block:
-                    with w.at_layer(key, step.trained):
-                        part = orthogonality(w, step.layer.linears(), f"{step.layer.prefix}.*.")
-                        loss = self._with_part(loss, part)
-                    key += 1
-        return self._with_part(loss, orthogonality(w, [spec.head]))
-
-    def _with_part(self, loss: Tensor, part: Tensor | None) -> Tensor:
-        """The loss with one more term: an activation as the loss is, however layers are grouped."""
-        if part is None:
-            return loss
-        made = add(self.tape, loss, part, "loss")
-        if made.buffer is not None:
-            made.buffer.info.component = "activations"
-        return made
 
     def _answer(self) -> tuple[Tensor, list[Tensor]]:
         """The last token's logits and the KV cache of one forward, into which every layer's keys and values

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from memplan.planner.importers import axolotl_rl, patterns
+from memplan.planner.importers.changed import OVERRIDES, new_tokens, overrides, special_tokens
 from memplan.planner.importers.choices import optimizer
 from memplan.planner.importers.fsdp import FSDP
 from memplan.planner.importers.hf import DETERMINISTIC, NOISE, keyword_arguments
 from memplan.planner.importers.liger import WORDS
 from memplan.planner.importers.low_rank import arguments, target_modules
-from memplan.planner.importers.resized import NEW_ROWS
 from memplan.planner.importers.rules import (
-    PICTURES,
     Rule,
     bad,
     flag,
@@ -64,6 +63,15 @@ def _adapter(key: str, value: Any) -> str:
     return word
 
 
+def _size(key: str, value: Any) -> str:
+    """A picture's size as `images` has it: a square's edge, or width and height."""
+    edges = value if isinstance(value, (list, tuple)) else [value]
+    if len(edges) not in (1, 2):
+        raise bad(key, value, "an edge, or width and height")
+    whole = [integer(key, each) for each in edges]
+    return f"1@{whole[0]}x{whole[-1]}"
+
+
 LEGACY_ATTENTION = {
     "flash_attention": "flash_attention_2",
     "sdp_attention": "sdpa",
@@ -75,39 +83,37 @@ LEGACY_ATTENTION = {
 
 Side = Literal["", "high", "low"]
 OTHERS: tuple[tuple[str, str, Side], ...] = (
-    (
-        "ebft",
-        "another trainer or more models",
-        "low",
-    ),
+    ("ebft", "another trainer or more models", "low"),
     ("diffusion_lm diffusion trainer_cls hatchery", "another trainer, with its own loss", ""),
-    ("experts_implementation llama4_linearized_experts", "how experts are held and computed", ""),
     (
         "use_scattermoe use_sonicmoe use_dsv4_kernels use_glm_dsa_kernels dsv4_fp4_grouped_mode",
         "a kernel of its own",
         "",
     ),
     ("expert_parallel_size", "experts split across GPUs", "high"),
-    ("fused_attn_kernel gemma4_hybrid_attn_impl large_head_attention", "an attention of axolotl's own", ""),
+    # kernels/gemma4_fused_rope.py: of norm and rotary embedding its input is saved, and a number for each head
+    ("fused_attn_kernel", "norm and rotary embedding of queries and keys as one kernel", "high"),
+    # loaders/patch_manager.py _apply_gemma_hybrid_attention: heads of 512 by sdpa, as all are counted
+    ("gemma4_hybrid_attn_impl", "flash-attention in the layers whose window slides", "high"),
+    ("large_head_attention", "an attention of axolotl's own", ""),
+    ("quantization use_onebitllms", "a quantization other than bitsandbytes'", ""),
     (
-        "quantization model_quantization_config gptq use_onebitllms peft",
-        "a quantization other than bitsandbytes'",
-        "",
+        "peft",
+        "LoftQ: fp32 copies and singular values of a weight, layer by layer, as adapters are made",
+        "low",
     ),
-    (
-        "shrink_embeddings model_config overrides_of_model_config overrides_of_model_kwargs",
-        "a changed model",
-        "",
-    ),
+    ("shrink_embeddings overrides_of_model_kwargs", "a changed model", ""),
     ("llmcompressor", "a sparse model", ""),
     ("max_memory gpu_memory_limit", "layers on the CPU or on other GPUs", "high"),
+    ("flash_attn_fuse_mlp", "xformers' SwiGLU, which keeps its two inputs alone", "high"),
     ("flash_attn_*", "a fused kernel of flash-attention's own", ""),
     ("use_kernels", "kernels of a hub in the place of the model's", ""),
     ("s2_attention", "shifted sparse attention", ""),
-    ("use_eaft use_dft scaling_softmax*", "a loss or an attention of axolotl's own", ""),
+    ("use_eaft", "two more copies of the logits of tokens that have a label, in fp32", "low"),
+    ("use_dft scaling_softmax*", "a loss or an attention of axolotl's own", ""),
     ("lora_model_dir", "the rank and targets of an existing adapter", ""),
     ("lisa_n_layers", "layers that take turns to train", "high"),
-    ("auto_find_batch_size max_packed_sequence_len", "a batch that the file does not state", ""),
+    ("auto_find_batch_size", "a batch that the file does not state", ""),
 )
 """Keys that move memory in ways that no Setup field follows, by reason."""
 
@@ -154,8 +160,8 @@ RULES: dict[str, Rule] = {
     "deepspeed": use("_deepspeed"),
     "dp_shard_size": use("_shards", integer),
     "reward_model": use("_reward", flag, "a pooled head, chosen and rejected rows"),
-    "process_reward_model": use("_process_steps", flag, "a head for every token"),
-    "num_labels": use("_labels", integer),
+    "process_reward_model": use("_steps", flag, "a head for every token"),
+    "num_labels": use("_labels", integer, "of such a head"),
     "rl": use("_rl", text),
     "rl_beta": use("_rl_beta", number, "a number of the loss, GRPO's reference model"),
     **axolotl_rl.RULES,
@@ -175,8 +181,13 @@ RULES: dict[str, Rule] = {
     "peft_trainable_token_indices": not_modelled("trainable rows of the embedding", errs="low"),
     "nf4_backend": not_modelled("torchao's NF4", ("bitsandbytes",)),
     "activation_offloading": use("_offload", _offloading, "saved tensors go to the host"),
-    "tokens": not_modelled(NEW_ROWS, ([], {}), errs="low"),
-    "resize_token_embeddings_to_32x": not_modelled(NEW_ROWS, errs="low"),
+    "model_quantization_config": use("_quantizer", text, "how the checkpoint is read"),
+    "model_quantization_config_kwargs": use("_quantizer_kwargs", keyword_arguments),
+    "tokens": use("_tokens", new_tokens, "rows of the vocabulary"),
+    "special_tokens": use("_special_tokens", special_tokens, "rows of the vocabulary beside `tokens`"),
+    "resize_token_embeddings_to_32x": use("_rows_32x", flag, "rows of the vocabulary"),
+    **{name: use("_config", overrides, "fields of the model's configuration") for name in OVERRIDES},
+    "llama4_linearized_experts": use("_linear_experts", flag, "a Linear per expert"),
     "layer_offloading": not_modelled("frozen weights on the host", errs="high"),
     "selective_checkpointing": not_modelled(
         "attention outputs kept, about one hidden state more per layer", errs="low"
@@ -185,16 +196,18 @@ RULES: dict[str, Rule] = {
     "unfrozen_parameters": use("trained_parameters", names),
     "ple_cpu_offload": not_modelled("tables on the host", errs="high"),
     "lora_on_cpu": not_modelled("adapters on the host", errs="high"),
-    "relora": not_modelled("restarted adapters"),
+    "reinit_weights": not_modelled("a model of random weights, made another way"),
+    "relora": not_modelled("restarts, which merge adapters into the base between two steps", errs="low"),
     "torch_compile": not_modelled(
         "a compiled step frees and fuses tensors differently", ("auto",), errs="high"
     ),
     "fp8": not_modelled("8-bit products keep scaled copies"),
-    "qat": not_modelled("fake quantization", errs="low"),
+    "qat": not_modelled("fake quantization, which saves copies of every weight and input", errs="low"),
     "tensor_parallel_size": not_modelled("weights split across GPUs", (1,), errs="high"),
     "context_parallel_size": not_modelled("sequences split across GPUs", (1,), errs="high"),
     "sequence_parallel_degree": not_modelled("sequences split across GPUs", (1,), errs="high"),
-    "dp_replicate_size": not_modelled("replicas beside shards", (1,)),
+    "dp_replicate_size": use("replicas", integer, "copies of what dp_shard_size ranks share"),
+    "experts_implementation": not_modelled("how experts are held and computed", ("grouped_mm",)),
     "optim_args": use("_optim_args", arguments),
     "optim_target_modules": use("optim_targets", target_modules),
     "sdpa_varlen": not_modelled("packed rows without a mask", errs="high"),
@@ -203,9 +216,11 @@ RULES: dict[str, Rule] = {
     "noisy_embedding_alpha": NOISE,
     "full_determinism": DETERMINISTIC,
     "trust_remote_code": use("_remote_code", flag, "no code of a repository is run; adapter kernels are off"),
-    "batch_size": not_modelled("the global batch decides the accumulation"),
+    "batch_size": use("_batch_size", integer, "over micro_batch_size: the accumulation"),
     "fp32_norms": use("_fp32_norms", flag),
-    "processor_type": not_modelled(PICTURES, errs="low"),
+    "processor_type": use("_processor", text, "pictures of the size that is said with the answer"),
+    "image_size": use("_image_size", _size, "each picture made so large"),
+    "freeze_mm_modules": use("_frozen_parts", flag, "nothing of the tower and the projector trains"),
     **{
         f"lora_{name}_kernel": use(f"_lora_{name}", flag, "adapters as one function")
         for name in ("mlp", "qkv", "o", "embedding")
@@ -230,7 +245,7 @@ RULES: dict[str, Rule] = {
         "names data, templates or tokens",
         """
         datasets test_datasets dataset_* pretraining_dataset shuffle_* skip_prepare_dataset num_dataset_shards_to_save val_size
-        val_set_size chat_template chat_template_* default_system_message special_tokens added_tokens_overrides
+        val_set_size chat_template chat_template_* default_system_message added_tokens_overrides
         eot_tokens train_on_inputs streaming* curriculum_sampling push_dataset_to_hub hf_use_auth_token
         excess_length_strategy min_sample_len max_prompt_len balance_labels label_balance_* sample_packing_*
         multipack_real_batches use_pose pose_* pretrain_* pretraining_sample_concatenation preprocess_iterable
@@ -276,15 +291,16 @@ RULES: dict[str, Rule] = {
     """,
     ),
     **ignored(
-        "parts that a text model lacks", "image_size image_resize_algorithm freeze_mm_modules role_boundaries"
+        "how a picture is resized, not to which size; which tokens are trained on",
+        "image_resize_algorithm role_boundaries",
     ),
     **{name: not_modelled(why, errs=errs) for names_, why, errs in OTHERS for name in names_.split()},
     **ignored(
         "numbers of a loss, or details of a switch reported by itself",
         """
         orpo_alpha cpo_alpha simpo_gamma kto_* dpo_* rpo_alpha center_rewards_coefficient eaft_*
-        flex_attn_compile_kwargs evaluation_strategy model_quantization_config_kwargs hf_mlflow_log_artifacts
-        nvfp4_merge_aware merge_lora merge_method export reinit_weights rope_scaling lisa_step_interval lisa_layers_attribute
+        flex_attn_compile_kwargs evaluation_strategy hf_mlflow_log_artifacts
+        nvfp4_merge_aware merge_lora merge_method export rope_scaling lisa_step_interval lisa_layers_attribute
     """,
     ),
     **ignored("where it runs", "use_ray ray_* resources_per_worker cloud dynamic_checkpoint"),
@@ -296,4 +312,8 @@ RULES: dict[str, Rule] = {
         "a setting that axolotl replaces or no longer reads",
         "torch_dtype gptq_groupsize gptq_model_v1 gptq_disable_exllama",
     ),
+    # 0.19 utils/schemas/deprecated.py; earlier releases cut rows at max_packed_sequence_len, none above sequence_len
+    **ignored("a setting that axolotl refuses since", "max_packed_sequence_len flash_attn_rms_norm"),
+    # 0.19 loaders/model.py _set_quantization_config
+    **ignored("the checkpoint's own quantization_config is read", "gptq"),
 }

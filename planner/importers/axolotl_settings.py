@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from memplan.planner.importers import axolotl_rl, patterns
 from memplan.planner.importers.axolotl import LEGACY_ATTENTION
+from memplan.planner.importers.changed import settle_overrides, settle_rows
 from memplan.planner.importers.choices import settle_attention, settle_optimizer
 from memplan.planner.importers.fsdp import settle_fsdp
 from memplan.planner.importers.hf import packed_rows, settle_checkpointing
 from memplan.planner.importers.liger import settle_named
-from memplan.planner.importers.rules import (
-    Facts,
-    setup_fields,
-)
+from memplan.planner.importers.rules import SIDE, Facts, setup_fields
+from memplan.planner.importers.sharding import stage_in_name
 from memplan.planner.importers.tasks import settle_task
 from memplan.planner.importers.trl import adapter_method
 
@@ -31,16 +31,20 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     settle_optimizer(facts, warnings)
     _settle_loss(facts, warnings)
     settle_named(facts, warnings)
-    if facts.get("_reward"):  # axolotl 0.19 core/builders/causal.py: AxolotlRewardTrainer is TRL's
-        facts["task"] = "reward"
-        settle_task(facts)
-    elif facts.get("_process_steps"):  # AxolotlPRMTrainer is TRL 1.9's; its class has two labels by itself
-        facts["task"], facts["num_labels"] = "prm", facts.get("_labels")
-        settle_task(facts)
+    settle_rows(facts)
+    settle_overrides(facts)
+    _settle_accumulation(facts, warnings)
+    for key, task in HEADS.items():
+        if facts.get(key):
+            facts["task"] = task
+            settle_task(facts)
+            if task == "prm":
+                facts["num_labels"] = facts.get("_labels")
     if facts.get("_rl"):
         axolotl_rl.settle(facts, warnings)
     if facts.get("_packing"):
         packed_rows(facts, warnings)
+    _settle_pictures(facts)
     if "_pad" in facts:
         facts["pad_to_multiple_of"] = _multiple(facts["_pad"], facts["sequence_length"])
     if (
@@ -49,12 +53,64 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
         or "_shards" in facts
     ):
         facts["gpus"] = facts.get("_shards", 1)
-        settle_fsdp(facts, warnings)
+        # axolotl 0.19 utils/schemas/validation.py check_fsdp_version_in_fsdp_config: 1 where none is named
+        settle_fsdp(facts, warnings, version=1, trainer=True)
         # axolotl 0.18 loaders/model.py _build_model: rank 0 loads onto "cpu", the others onto "meta"
         if facts.get("_host_load") and facts.get("fsdp_version", 2) == 2:
             facts["load_on_host"] = True
         facts.setdefault("upcast_modules", "norms" if facts.get("_fp32_norms") else None)
+    if facts.get("replicas", 1) > 1 and (facts.get("parallel"), facts.get("fsdp_version", 2)) != ("fsdp", 2):
+        facts.pop("replicas")
+        facts["_lacks"] = {**facts.get("_lacks", {}), "dp_replicate_size": "replicas beside shards"}
+    _settle_stored(facts)
     return axolotl_rl.finished(facts, {**setup_fields(facts), "recipe": "axolotl"}, warnings)
+
+
+def _settle_pictures(facts: Facts) -> None:
+    """Pictures reach the model where the file names a processor and rows are not packed; without one, every
+    row is text (axolotl 0.19 core/builders/causal.py build_collator). Its frozen parts: utils/freeze.py.
+    """
+    if not facts.get("_processor") or facts.get("_packing"):
+        facts["images"] = ("none",)
+    else:
+        facts["images"] = (facts.get("_image_size", "usual"),)
+    if facts.get("_frozen_parts"):
+        facts |= {"vision_tower": "frozen", "projector": "frozen"}
+
+
+def _settle_stored(facts: Facts) -> None:
+    """Mxfp4Config with dequantize reads gpt-oss's experts in 16 bit (axolotl 0.19 loaders/model.py
+    _set_quantization_config, transformers 5.24 integrations/mxfp4.py Mxfp4Dequantize): on the host where a
+    model is cut across GPUs, since no device_map is set then.
+    """
+    if "_quantizer" not in facts:
+        return
+    arguments = facts.get("_quantizer_kwargs") or {}
+    why = "a quantization other than bitsandbytes'"
+    if facts["_quantizer"] == "Mxfp4Config" and arguments.get("dequantize") is True:
+        facts["checkpoint_quant"] = "none"
+        named = facts.get("_deepspeed")
+        stage = stage_in_name(named) if isinstance(named, str) else None
+        if facts.get("parallel") == "fsdp" or stage == 3:
+            return
+        why = "the experts of one layer at a time are dequantized beside what is loaded"
+    facts["_lacks"] = {**facts.get("_lacks", {}), "model_quantization_config": why}
+
+
+HEADS = {"_reward": "reward", "_steps": "prm"}
+"""Switches of another head: axolotl 0.19 core/builders/causal.py, AxolotlRewardTrainer and AxolotlPRMTrainer are
+TRL's.
+"""
+
+
+def _settle_accumulation(facts: Facts, warnings: list[str]) -> None:
+    """batch_size over the micro-batch, on each rank (axolotl 0.19 utils/config/__init__.py normalize_config)."""
+    if "_batch_size" not in facts:
+        return
+    if "gradient_accumulation" in facts:
+        warnings.append("batch_size beside gradient_accumulation_steps: axolotl refuses both; it is left out")
+    else:
+        facts["gradient_accumulation"] = max(1, facts["_batch_size"] // facts["micro_batch"])
 
 
 def _multiple(pad: bool, length: int) -> int:
@@ -149,8 +205,7 @@ def _settle_method(facts: Facts, warnings: list[str]) -> None:
                 "load_in_4bit and load_in_8bit without an adapter: ignored, as nothing could train"
             )
         return
-    if facts.pop("trained_parameters", None):
-        facts["_lacks"] = {"unfrozen_parameters": "names of an adapted model's parameters"}
+    _settle_unfrozen(facts, warnings)
     if facts.get("_eight_bit") and not four_bit:
         facts["quant_type"] = "int8"
     targets = patterns.settle(facts.get("_targets", ()), warnings)
@@ -165,6 +220,29 @@ def _settle_method(facts: Facts, warnings: list[str]) -> None:
     if facts.get("_upcast_adapters") is False and not facts.get("_fp32_gradients"):
         facts["adapter_dtype"] = facts["weight_dtype"]
     _settle_quantization(facts, warnings)
+
+
+def _settle_unfrozen(facts: Facts, warnings: list[str]) -> None:
+    """Beside an adapter the patterns are matched from the start of the adapted model's names, and what none
+    names is frozen, adapters included (axolotl 0.19 train.py setup_model_and_tokenizer, utils/freeze.py).
+    """
+    patterns = facts.pop("trained_parameters", None)
+    if patterns and any(_may_begin(pattern, "base_model.") for pattern in patterns):
+        facts["_lacks"] = {"unfrozen_parameters": "names of an adapted model's parameters"}
+    elif patterns:
+        warnings.append(
+            "unfrozen_parameters names nothing of an adapted model, whose names begin with base_model.model.: "
+            f"axolotl then trains nothing, adapters included; they are counted as trained{SIDE['high']}"
+        )
+
+
+def _may_begin(pattern: str, name: str) -> bool:
+    """Whether a pattern can match at the start of names that begin so: not where its first letters, up to
+    anything that is no letter, are others.
+    """
+    letters, rest = re.fullmatch(r"\^?(\w*)(.*)", pattern, re.DOTALL).groups()  # type: ignore[union-attr]
+    plain = letters[:-1] if rest[:1] in tuple("*?{|") else letters
+    return "|" in rest or plain[: len(name)] == name[: len(plain)]
 
 
 _BNB = {

@@ -91,11 +91,23 @@ NUMBERS = frozenset(
 def _settle_arguments(facts: Facts, warnings: list[str]) -> None:
     """What an optimizer's arguments say beside the numbers that it computes with."""
     why = settle_low_rank(facts)
-    if not why and not set(facts.get("_optim_args") or {}) <= NUMBERS:
+    harmless = NUMBERS | (ROUNDING if _trains_float32(facts) else frozenset())
+    if not why and not set(facts.get("_optim_args") or {}) <= harmless:
         why = "arguments by which an optimizer's states may be others"
     if why:
         facts["_lacks"] = {**facts.get("_lacks", {}), "optim_args": why}
         warnings.append(f"optim_args is not modeled: {why}")
+
+
+ROUNDING = frozenset(["bf16_stochastic_round"])
+"""Numbers of parameters in bfloat16 alone (torchao 0.18 optim/adam.py step)."""
+
+
+def _trains_float32(facts: Facts) -> bool:
+    """Whether what is trained are adapters in float32, on one GPU."""
+    sharded = any(key in facts for key in ("_fsdp", "_fsdp_config", "_strategy", "_shards", "_deepspeed"))
+    adapters = facts.get("_adapter", "none") != "none"
+    return adapters and not sharded and facts.get("adapter_dtype", "float32") == "float32"
 
 
 ATTENTION = {"eager": "eager", "sdpa": "sdpa", "flash_attention_2": "flash_attention_2"}

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from memplan.planner.importers.changed import applied
 from memplan.planner.importers.document import parse
 from memplan.planner.importers.files import FORMATS, read_document
 from memplan.planner.importers.liger import adapter_kernels, configured, named
@@ -19,6 +20,7 @@ from memplan.planner.inputs.models import Model, index
 from memplan.planner.inputs.setup import FIELDS, Setup, resolve
 from memplan.planner.tables.errors import UsageError, unknown
 from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.peft_targets import ALL_LINEAR, LINEAR_MODULES
 
 UNSAID = (
     "recipe",
@@ -51,7 +53,7 @@ def _said(*parts: Part) -> dict[str, Any]:
 
 def _axolotl(model: str, s: Setup) -> dict[str, Any]:
     quantized, adapters = s.quant_type in ("nf4", "fp4"), _adapters(s)
-    everywhere = s.targets == ("all-linear",)
+    everywhere = s.targets in ((ALL_LINEAR,), (LINEAR_MODULES,))
     liger = {"plugins": ["axolotl.integrations.liger.LigerPlugin"]}
     fsdp = {"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}, "dp_shard_size": s.gpus}
     return _said(
@@ -244,6 +246,7 @@ def emit_config(stack: str, model: Model, setup: Setup) -> Emitted:
     imported = read_document(
         parse(text, f"emitted.{'json' if stack == 'peft' else 'yaml'}"), FORMATS[stack], "emitted"
     )
+    applied(imported, model)
     back = resolve({name: getattr(setup, name) for name in ("gpu", "device")}, imported=imported.fields)
     settled = _settled(stack, setup)
     differs = [

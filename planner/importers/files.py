@@ -187,6 +187,9 @@ def read_document(document: Mapping[str, Any], row: Format, source: str) -> Impo
         row.name, source, facts.get("_model", model), fields, keys, warnings, list(facts.get("_notes", ()))
     )
     imported.named_attention = facts.get("_named_attention", "")
+    imported.config = facts.get("_config") or {}
+    imported.linear_modules = bool(facts.get("_linear"))
+    imported.new_tokens, imported.row_multiple = facts.get("_new_tokens", 0), facts.get("_row_multiple", 1)
     if isinstance(deepspeed, Mapping):
         merge(imported, read_document(deepspeed, FORMATS["deepspeed"], f"{source}: deepspeed"))
     elif isinstance(deepspeed, str) and deepspeed:
@@ -235,7 +238,7 @@ def _merge_fsdp(imported: Imported, config: Mapping[str, Any]) -> None:
     facts, keys, warnings = walk(FSDP | {"xla*": Rule("ignored", why="TPU only")}, config, "fsdp_config.")
     if imported.fields.get("parallel") == "fsdp":
         facts.setdefault("_strategy", ("fsdp", imported.fields.get("reshard_after_forward", True), False))
-        settle_fsdp(facts, warnings)
+        settle_fsdp(facts, warnings, trainer=True)
         imported.fields |= setup_fields(facts)
     imported.keys += keys
     imported.warnings += warnings

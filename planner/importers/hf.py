@@ -60,6 +60,12 @@ DETERMINISTIC = not_modelled("other workspaces of cuBLAS, and kernels that keep 
 """transformers 5.23 trainer_utils.py enable_full_determinism: CUBLAS_WORKSPACE_CONFIG; torch 2.13
 native/transformers/cuda/flash_attn/flash_api.cpp mha_bwd: a dq accumulator for each split.
 """
+DEBUGS = not_modelled(
+    "a copy of each tensor that a module takes or gives, to look for infinities",
+    ("tpu_metrics_debug", [], ["tpu_metrics_debug"]),
+    errs="low",
+)
+"""transformers 5.24 debug_utils.py get_abs_min_max."""
 TRAINING: dict[str, Rule] = {
     "per_device_train_batch_size": use("_batch", integer),
     "train_micro_batch_size_per_gpu": use("_batch", integer),
@@ -78,7 +84,7 @@ TRAINING: dict[str, Rule] = {
     "parallelism_config": not_modelled(
         "tensor, context and sequence parallelism divide weights and activations", errs="high"
     ),
-    "use_cpu": use("_cpu", flag),
+    **{name: use("_cpu", flag) for name in ("use_cpu", "no_cuda")},
     "optim_args": use("_optim_args", arguments),
     "optim_target_modules": use("optim_targets", target_modules),
     **{
@@ -95,6 +101,7 @@ TRAINING: dict[str, Rule] = {
     "neftune_noise_alpha": NOISE,
     "full_determinism": DETERMINISTIC,
     "use_cache": not_modelled("a key-value cache kept while training"),
+    "debug": DEBUGS,
     "predict_with_generate": GENERATES,
     **ignored(
         "when gradients are synchronised across ranks, not how many bytes a step holds",
@@ -116,7 +123,7 @@ TRAINING: dict[str, Rule] = {
         eval_* do_eval do_predict do_train prediction_loss_only include_for_metrics batch_eval_metrics
         bf16_full_eval fp16_full_eval eval_on_start save_* load_best_model_at_end metric_for_best_model greater_is_better
         logging_* log_* report_to run_name project trackio_* disable_tqdm output_dir overwrite_output_dir push_to_hub hub_*
-        enable_jit_checkpoint resume_from_checkpoint restore_callback_states_from_checkpoint ignore_data_skip debug
+        enable_jit_checkpoint resume_from_checkpoint restore_callback_states_from_checkpoint ignore_data_skip
         skip_memory_metrics include_num_input_tokens_seen include_tokens_per_second label_names past_index
         jit_mode_eval include_inputs_for_metrics
     """,
@@ -136,7 +143,7 @@ TRAINING: dict[str, Rule] = {
     **ignored(
         "transformers' own bookkeeping",
         """
-        transformers_version _n_gpu n_gpu no_cuda mp_parameters tpu_* push_to_hub_* accelerator_config deepspeed_plugin
+        transformers_version _n_gpu n_gpu mp_parameters tpu_* push_to_hub_* accelerator_config deepspeed_plugin
         distributed_state
     """,
     ),
@@ -173,7 +180,7 @@ def settle(
             next((STRATEGIES[word] for word in words if word in STRATEGIES), STRATEGIES["full_shard"]),
         )
         facts["_fsdp_offload"] = facts.get("_fsdp_offload") or "offload" in words
-        settle_fsdp(facts, warnings)
+        settle_fsdp(facts, warnings, trainer=True)
     if facts.get("_cpu"):
         facts["device"] = "cpu"
     if str(facts.get("_evaluates", "no")).rpartition(".")[2].lower() in ("steps", "epoch"):

@@ -23,9 +23,9 @@ from memplan.planner.importers.files import (
     read_training_file,
     recognize,
 )
-from memplan.planner.importers.fsdp import strategy
+from memplan.planner.importers.fsdp import prefetch, strategy
 from memplan.planner.importers.launch_line import Line, take_apart, unknown_variables
-from memplan.planner.importers.rules import Facts, Imported, integer
+from memplan.planner.importers.rules import Facts, Imported, flag, integer
 from memplan.planner.importers.sharding import finish_accelerate, stage_in_name
 from memplan.planner.importers.swift import VARIABLES
 from memplan.planner.importers.tasks import rules_of, script_task
@@ -97,6 +97,9 @@ def _sharding(options: Mapping[str, Any], imported: Imported) -> dict[str, Any]:
         for key in ("fsdp_reshard_after_forward", "fsdp_sharding_strategy"):
             if key in options:
                 facts["_strategy"] = strategy(f"--{key}", options[key])
+        for fact, read in (("use_orig_params", flag), ("backward_prefetch", prefetch)):
+            if f"fsdp_{fact}" in options:
+                facts[f"_{fact}"] = read(f"--fsdp_{fact}", options[f"fsdp_{fact}"])
         facts["_fsdp_offload"] = str(options.get("fsdp_offload_params", "false")).lower() == "true"
     elif options.get("use_deepspeed"):
         stage = str(options.get("zero_stage", "2"))

@@ -86,6 +86,10 @@ RULES: dict[str, Rule] = {
     "use_unsloth_gc": use("_unsloth_gc", flag, "saved hidden states go to the host"),
     "enable_liger_kernel": use("_liger", flag, "Liger's loss and kernels"),
     "upcast_layernorm": use("_norms", flag),
+    **{
+        name: not_modelled(NEW_ROWS, errs="low")
+        for name in ("add_tokens", "add_special_tokens", "new_special_tokens_config")
+    },
     "freeze_trainable_layers": use("trainable_layers", integer),
     "packing": use("_packing", flag),
     "neat_packing": use("_neat", flag, "several documents in one row, with a block mask"),
@@ -217,6 +221,8 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     shown = {"image_scaled_to": "image_max_pixels", "video_scaled_to": "video_max_pixels"}
     shown |= {"video_frames": "video_maxlen", "video_fps": "video_fps"}
     lacks |= {key: PICTURES for name, key in shown.items() if name in facts}
+    if PICTURES in lacks.values():
+        facts["images"] = ("usual",)
     if facts.get("_asft") and facts.get("_type") == "full":
         facts["task"] = "asft"
     elif facts.get("_asft"):

@@ -42,6 +42,7 @@ RULES: dict[str, Rule] = {
     "flash_attn": use("attention", text),
     "micro_batch_size": use("micro_batch", integer),
     "global_batch_size": not_modelled("the global batch decides the accumulation"),
+    "model_class": not_modelled("another head, or a model of more than text", ("llm",)),
     "cutoff_len": use("sequence_length", integer),
     "bf16": use("_bf16", flag, "what FSDP2 computes in"),
     "batching_strategy": use(
@@ -110,9 +111,7 @@ RULES: dict[str, Rule] = {
     "mp_replicate_size": not_modelled("replicas beside shards", (1,)),
     "full_determinism": DETERMINISTIC,
     "cp_mode": Rule("ignored", why="reported by cp_size"),
-    **ignored(
-        "data and templates", "train_dataset eval_dataset custom_chat_template model_class batching_workers"
-    ),
+    **ignored("data and templates", "train_dataset eval_dataset custom_chat_template batching_workers"),
     **ignored("sampling and generation", "sample_backend max_new_tokens"),
     **ignored(
         "schedules, files, logging and randomness",

@@ -68,6 +68,10 @@ class Imported:
     named_attention: str = ""  # the kernel that the file names, where `fields` has the nearest in its place
     before_ampere: dict[str, Any] = field(default_factory=dict)
     """Of code that asks whether the GPU has bfloat16: the fields where it has none."""
+    config: dict[str, Any] = field(default_factory=dict)  # over the model's own config.json
+    new_tokens: int = 0  # that its tokenizer may lack
+    linear_modules: bool = False  # "all linear layers" are meant by name, as its stack lists them
+    row_multiple: int = 1  # in steps of which its vocabulary then grows
 
     def fields_on(self, gpu: str | None) -> dict[str, Any]:
         """The Setup fields on the GPU that is named, which decides what code that asks it does."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import Any
 
 from memplan.planner.importers.fsdp import FSDP, settle_fsdp
@@ -182,7 +183,13 @@ DEEPSPEED: dict[str, Rule] = {
     "zero_optimization": nested(
         {
             "stage": use("_stage", _stage),
-            "offload_optimizer": nested({**_OFFLOAD, "device": use("_offload_optimizer")}),
+            "offload_optimizer": nested(
+                {
+                    **_OFFLOAD,
+                    "device": use("_offload_optimizer"),
+                    "ratio": not_modelled("a part of the states on the host", (1, 1.0), errs="low"),
+                }
+            ),
             "offload_param": nested({**_OFFLOAD, "device": use("_offload_param")}),
             **{name: use(fact, _elements) for name, fact in _AUTO_BUCKETS.items()},
             **{name: use(fact, _auto(_elements)) for name, fact in _BUCKETS.items()},
@@ -194,6 +201,20 @@ DEEPSPEED: dict[str, Rule] = {
                 "gradients that are reduced whole, without a copy in the order of ranks", (True,)
             ),
             **{name: not_modelled("ZeRO++ compresses or duplicates what is sent", (1,)) for name in _PLUS},
+            **{
+                old: use(fact, lambda key, value: "cpu" if flag(key, value) else None, "an older word")
+                for old, fact in (
+                    ("cpu_offload", "_offload_optimizer"),
+                    ("cpu_offload_param", "_offload_param"),
+                )
+            },
+            "stage3_module_granularity_threshold": not_modelled("modules gathered as a whole", errs="low"),
+            "stage3_model_persistence_threshold": not_modelled(
+                "a bound on the parameters that stay whole", (sys.maxsize, "auto"), errs="high"
+            ),
+            "stage3_allgather_sequential": not_modelled(
+                "parameters gathered one by one, into no common buffer"
+            ),
             "zenflow": not_modelled("optimizer states split between GPU and host", errs="high"),
             **ignored(
                 "how buckets are sent: parameters are gathered in place",
@@ -205,9 +226,9 @@ DEEPSPEED: dict[str, Rule] = {
                 "saving, or how weights arrive",
                 """
         stage3_gather_16bit_weights_on_model_save stage3_gather_fp16_weights_on_model_save elastic_checkpoint
-        load_from_fp32_weights ignore_unused_parameters cpu_offload* stage3_allgather_sequential
-        stage3_partition_stream_chunk_size stage3_module_granularity_threshold memory_efficient_linear legacy_stage1
-        stage3_model_persistence_threshold mics_* zeropp_loco_param gather_16bit_weights_on_model_save
+        load_from_fp32_weights ignore_unused_parameters cpu_offload_use_pin_memory
+        stage3_partition_stream_chunk_size memory_efficient_linear legacy_stage1
+        mics_* zeropp_loco_param gather_16bit_weights_on_model_save
     """,
             ),
         }

@@ -139,6 +139,8 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
     shown = {"image_scaled_to": "max_pixels", "video_scaled_to": "video_max_pixels"}
     shown |= {"video_frames": "fps_max_frames", "video_fps": "fps"}
     facts["_lacks"] = {key: PICTURES for name, key in shown.items() if facts.get(name)}
+    if facts["_lacks"]:
+        facts["images"] = ("usual",)
     if facts.get("vision_tower") == "trained":
         facts["_lacks"] = {**facts.get("_lacks", {}), "freeze_vit": TOWER}
     for part in ("vision_tower", "projector"):  # ms-swift arguments/tuner_args.py freeze_vit, freeze_aligner

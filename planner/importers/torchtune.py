@@ -140,9 +140,11 @@ RULES: dict[str, Rule] = {
                     "intermediate_dim",
                 )
             },
+            "attn_dropout": not_modelled("dropout of attention scores", (0.0,)),
+            "max_seq_len": not_modelled("the table of rotary angles", errs="low"),
             **ignored(
                 "where the tokenizer or the pictures come from, or a number",
-                "image_size *_trainable max_seq_len attn_dropout norm_eps",
+                "image_size *_trainable norm_eps",
             ),
         }
     ),
@@ -156,11 +158,29 @@ RULES: dict[str, Rule] = {
     "dataset": nested({"packed": use("_packed", flag), **_ANY}),
     "batch_size": use("micro_batch", integer),
     "gradient_accumulation_steps": use("gradient_accumulation", integer),
-    "optimizer": nested({"_component_": use("optimizer", _optimizer), "fused": use("_fused", flag), **_ANY}),
+    "optimizer": nested(
+        {
+            "_component_": use("optimizer", _optimizer),
+            "fused": use("_fused", flag),
+            "maximize": not_modelled("negated gradients", errs="low"),
+            "amsgrad": not_modelled("a third state of every parameter", errs="low"),
+            "momentum": not_modelled("a state of every parameter", (0.0,), errs="low"),
+            "foreach": Rule(
+                "not_modelled", why="one parameter at a time", harmless=(None, True), errs="high"
+            ),
+            **_ANY,
+        }
+    ),
     "dtype": use("weight_dtype", dtype),
     "device": use("_device", text),
     "enable_activation_checkpointing": use("_checkpointing", flag),
-    "loss": nested({"_component_": use("_loss", text), **_ANY}),
+    "loss": nested(
+        {
+            "_component_": use("_loss", text),
+            "num_output_chunks": not_modelled("the size of a chunk of logits", (8,)),
+            **_ANY,
+        }
+    ),
     "enable_activation_offloading": use("_offloads", flag, "saved tensors go to the host"),
     "ac_mode": use("_ac_mode", one_of_text("full", "selective", "none")),
     "ac_option": use("_ac_option", integer, "every so many layers"),
@@ -190,7 +210,13 @@ RULES: dict[str, Rule] = {
     "fsdp": nested({"cpu_offload": not_modelled("shards on the host"), **_ANY}),
     "datasets": Rule("ignored", why="names data"),
     "dataloader": Rule("ignored", why="how data reaches the host"),
-    "memory_efficient_fsdp_wrap": not_modelled("embeddings and head gathered by themselves", errs="high"),
+    **{
+        name: not_modelled("embeddings and head gathered by themselves", ([],), errs="high")
+        for name in ("memory_efficient_fsdp_wrap", "custom_sharded_layers")
+    },
+    "fsdp_reshard_after_forward": Rule(
+        "not_modelled", why="gathered weights stay until backward", harmless=(None, True), errs="low"
+    ),
     **ignored(
         "numbers of reinforcement learning, reported by its models",
         """
@@ -204,8 +230,8 @@ RULES: dict[str, Rule] = {
         "files, schedules, logging and randomness",
         """
         checkpointer resume_from_checkpoint save_adapter_weights_only output_dir seed shuffle lr_scheduler epochs
-        max_steps_per_epoch clip_grad_norm metric_logger log_* profiler low_cpu_ram collate_fn fsdp_reshard_after_forward
-        custom_sharded_layers cudnn_deterministic_mode quantizer dataset_val batch_size_val run_val_every_n_steps
+        max_steps_per_epoch clip_grad_norm metric_logger log_* profiler low_cpu_ram collate_fn
+        cudnn_deterministic_mode quantizer dataset_val batch_size_val run_val_every_n_steps
         keep_last_n_checkpoints enable_async_checkpointing teacher_checkpointer kd_ratio kd_loss
     """,
     ),

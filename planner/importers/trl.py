@@ -47,6 +47,10 @@ RULES: dict[str, Rule] = {
     "lora_target_modules": use("targets", names),
     "lora_modules_to_save": use("modules_to_save", names),
     "use_rslora": use("_rslora", flag),
+    "env": not_modelled(
+        "the allocator's settings: --set allocator=expandable says expandable segments",
+        matters=lambda key, value: "ALLOC_CONF" in str(value),
+    ),
     "use_dora": use("_dora", flag),
     "load_in_4bit": use("_four_bit", flag),
     "load_in_8bit": use("_eight_bit", flag),
@@ -77,7 +81,7 @@ RULES: dict[str, Rule] = {
     "packing_strategy": use("_strategy", text),
     **ignored(
         "which revision, or which class for the adapter",
-        "model_revision trust_remote_code lora_task_type env config",
+        "model_revision trust_remote_code lora_task_type config",
     ),
     "pad_to_multiple_of": use("pad_to_multiple_of", _multiple, "read with --lengths"),
     "router_aux_loss_coef": Rule("ignored", why="a scalar of the loss"),

@@ -16,6 +16,7 @@ from memplan.planner.importers.rules import (
     integer,
     names,
     nested,
+    not_modelled,
     number,
     one_of_text,
     setup_fields,
@@ -30,6 +31,13 @@ NEAREST = (
 )
 MODELS = ("FastLanguageModel", "FastModel", "FastVisionModel", "FastTextModel")
 """The classes that a script loads a model with."""
+MIXERS = ("fla",)
+"""It ships flash-linear-attention's kernels (unsloth 2026.10.9 models/loader.py FLA_MODEL_TYPE_PREFIXES)."""
+WHERE = "which parts of a model of pictures get adapters; a model of text reads none of it"
+PARTS = tuple(
+    f"finetune_{part}" for part in ("vision_layers", "language_layers", "attention_modules", "mlp_modules")
+)
+"""unsloth 2026.8 studio/backend/core/training/trainer.py prepare_model_for_training."""
 SECTIONS = ("training", "lora", "data", "logging")
 WORDS: dict[str, Rule] = {
     "model": use("_model", text),
@@ -45,12 +53,14 @@ WORDS: dict[str, Rule] = {
     "target_modules": use("targets", names),
     "use_rslora": use("_rslora", flag),
     "use_dora": use("_dora", flag),
+    **dict.fromkeys(PARTS, Rule("not_modelled", why=WHERE, harmless=(None, True))),
+    "vision_all_linear": not_modelled(WHERE),
     **ignored(
         "data, logging and the optimizer's numbers",
         """
         dataset local_dataset format_type output_dir num_epochs learning_rate warmup_steps max_steps
         save_steps weight_decay random_seed packing train_on_completions enable_* wandb_* tensorboard_dir
-        hf_token use_loftq vision_all_linear finetune_* config dry_run
+        hf_token use_loftq config dry_run
         """,
     ),
 }
@@ -86,7 +96,7 @@ def finish(facts: Facts, warnings: list[str]) -> dict[str, Any]:
         for name in ("rank", "alpha", "dropout", "targets"):
             facts.pop(name, None)
     warnings.append(NEAREST)
-    return {**setup_fields(facts), "recipe": "hf", "loss": "fused"}
+    return {**setup_fields(facts), "recipe": "hf", "loss": "fused", "mixer_kernels": MIXERS}
 
 
 def script_facts(facts: Facts, whole: bool) -> None:
@@ -112,7 +122,7 @@ def script_fields(
     half = facts.get("weight_dtype") or ("bfloat16" if bfloat16 else "float16")
     warnings[:] = [warning for warning in warnings if not warning.startswith("TRL loads float32")]
     warnings.append(NEAREST)
-    own = {"recipe": "hf", "loss": "fused", "weight_dtype": half}
+    own = {"recipe": "hf", "loss": "fused", "weight_dtype": half, "mixer_kernels": MIXERS}
     if not (facts.get("_bf16") or facts.get("_fp16")):
         own["autocast"] = half
     if facts.get("_four_bit"):

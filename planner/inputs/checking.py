@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from memplan.planner.inputs.validation_text import refusal
 from memplan.planner.tables.errors import UsageError, shown
-from memplan.planner.tables.fused_kernels import FusedKernel as FusedKernel  # Setup names these three
+from memplan.planner.tables.fused_kernels import FusedKernel as FusedKernel  # Setup names these
 from memplan.planner.tables.losses import Loss as Loss
+from memplan.planner.tables.mixer_kernels import MixerKernel as MixerKernel
 from memplan.planner.tables.sdp import Attention as Attention
 
 FloatType = Literal["bfloat16", "float16", "float32"]
@@ -56,6 +57,7 @@ NAME_LISTS = (
     "images",
     "optim_targets",
     "fused_kernels",
+    "mixer_kernels",
 )
 NUMBER_LISTS = ("layers_to_transform",)
 

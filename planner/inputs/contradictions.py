@@ -8,6 +8,7 @@ from memplan.planner.inputs import after_rules, optimizer_rules, pictures, quant
 from memplan.planner.tables.methods import METHODS
 from memplan.planner.tables.optimizers import OPTIMIZERS
 from memplan.planner.tables.other_optimizers import unknown_optimizer
+from memplan.planner.tables.parallel import SPOKEN
 
 
 def contradictions(s: Any) -> list[tuple[bool, str]]:
@@ -45,6 +46,14 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
             f"fused_kernels {','.join(s.fused_kernels)} run on a GPU alone: leave --device cpu out, or them",
         ),
         (
+            bool(s.mixer_kernels) and s.device == "cpu" and s.origins.get("mixer_kernels") == "user",
+            f"mixer_kernels {','.join(s.mixer_kernels)} run on a GPU alone: leave --device cpu out, or them",
+        ),
+        (
+            "mamba-ssm" in s.mixer_kernels and "causal-conv1d" not in s.mixer_kernels,
+            "mixer_kernels mamba-ssm calls causal-conv1d's functions: name both, mamba-ssm,causal-conv1d",
+        ),
+        (
             bool(s.target_parameters) and "target_parameters" not in method.reads,
             f"target_parameters: method '{s.method}' adapts modules only: use --method lora",
         ),
@@ -58,7 +67,12 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
         ),
         (
             s.gpus > 1 and s.parallel == "none",
-            f"gpus {s.gpus} needs --parallel ddp, fsdp, zero1, zero2 or zero3",
+            f"gpus {s.gpus} needs --parallel {SPOKEN}",
+        ),
+        (
+            s.replicas > 1 and (s.parallel != "fsdp" or s.fsdp_version != 2),
+            f"replicas {s.replicas} are copies of a model that FSDP2 cuts: use --parallel fsdp, or --gpus "
+            f"{s.gpus * s.replicas} alone",
         ),
         (
             s.activation_offload != "none" and s.device == "cpu",

@@ -10,11 +10,18 @@ from memplan.planner.tables.optimizer_row import Optimizer
 from memplan.planner.tables.optimizers import OPTIMIZERS
 from memplan.planner.tables.other_optimizers import unknown_optimizer
 
+_FOUR_BIT = ("nf4", "fp4")
+_FLAT = "fsdp_version 1, whose flat tensors are of one floating dtype"
+
 
 def derived(fields: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
     """Fields that follow from others unless somebody said them: (value, what it follows from)."""
     optimizer, dtype, half = fields["optimizer"], fields["weight_dtype"], fields["weight_dtype"] == "float16"
+    wide = dtype if fields["autocast"] == "none" else fields["autocast"]
+    flat = fields["parallel"] == "fsdp" and fields["fsdp_version"] == 1 and fields["quant_type"] in _FOUR_BIT
     rules: tuple[tuple[str, bool, Callable[[], Any], str], ...] = (
+        ("quant_storage", flat, lambda: wide, _FLAT),
+        ("kbit_prepare", flat, lambda: False, _FLAT),
         ("optimizer_mode", True, lambda: row_of(optimizer).modes[0], f"optimizer {optimizer}"),
         ("optimizer_in_backward", row_of(optimizer).in_backward, lambda: True, f"optimizer {optimizer}"),
         ("compute_dtype", dtype != "float32", lambda: dtype, "weight_dtype"),

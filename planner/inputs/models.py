@@ -110,6 +110,15 @@ def _entry(stem: str, note: str = "", quantization: dict[str, Any] | None = None
     return Model(stem, config, f"catalog ({stem}.json)", "; ".join(filter(None, (note, own))))
 
 
+def whole_model(model: Model) -> Model:
+    """The catalog's entry of the same model with its vision tower, where it has one beside that of the
+    language part, which `model` is as it stands there; else the model itself.
+    """
+    stem = f"{model.name}-vision"
+    own = not model.from_file and _is_entry(stem) and model.config == _entry(model.name).config
+    return _entry(stem) if own else model
+
+
 def _is_cached(text: str) -> bool:
     """Whether the local Hugging Face cache has the repository's own config.json, which is the better word."""
     from memplan.planner.inputs.hub import REPOSITORY, cached_file

@@ -8,10 +8,18 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from memplan.planner.inputs import sounds
-from memplan.planner.inputs.picture_sizes import Limits, Picture, has_tower, picture, rule_of
+from memplan.planner.inputs import sounds, usual_pictures
+from memplan.planner.inputs.picture_arithmetic import picture
+from memplan.planner.inputs.picture_sizes import Limits, Picture, has_tower, rule_of
 from memplan.planner.tables.errors import UsageError, shown
-from memplan.planner.tables.pictures import USUAL, USUAL_VIDEO, WITH_PICTURES, WITHOUT
+from memplan.planner.tables.pictures import (
+    USUAL,
+    USUAL_VIDEO,
+    USUAL_WORD,
+    WITH_PICTURES,
+    WITHOUT,
+    WITHOUT_SIZES,
+)
 
 if TYPE_CHECKING:
     from memplan.planner.inputs.video_sizes import Seen
@@ -29,7 +37,7 @@ def read_sizes(written: tuple[str, ...]) -> list[Seen]:
     """Each picture and video of one example, from N@WxH and N@WxHxFRAMES or N@WxHxSECONDSs, where N@ is 1@ if
     left out; nothing for `none`. UsageError.
     """
-    if not written or written == (NONE,):
+    if not written or written in ((NONE,), (USUAL_WORD,)):
         return []
     from memplan.planner.inputs.video_sizes import Seen
 
@@ -40,7 +48,7 @@ def read_sizes(written: tuple[str, ...]) -> list[Seen]:
             raise UsageError(
                 f"images (--images) {shown(each)}: expected N@WxH, pictures of one example and their width "
                 "and height in pixels, as in 1@1024x768; N@WxHxFRAMES, videos, as in 1@1280x720x16, or "
-                "1@1280x720x30s for seconds; or none"
+                "1@1280x720x30s for seconds; usual, one of the recipe's own size; or none"
             )
         length = int(found["length"] or 0)
         seen = Seen(
@@ -146,7 +154,7 @@ def lengths(config: Mapping[str, Any], setup: Any) -> dict[str, int]:
         return {"sequence_length": pictures + text}
     if pictures + sampled < length:
         return {}
-    if said:
+    if said and not usual_pictures.is_assumed(setup):
         beside = f", and {sampled:,} are sampled" if sampled else ""
         raise UsageError(
             f"sequence_length (--seq) {length:,}: the pictures of {','.join(setup.images)} are {pictures:,} "
@@ -157,7 +165,10 @@ def lengths(config: Mapping[str, Any], setup: Any) -> dict[str, int]:
 
 
 def with_lengths(config: Mapping[str, Any], setup: Any) -> Any:
-    """The setup with the length of its pictures and text, or of its sounds. Raises UsageError."""
+    """The setup with the size of its usual pictures, the length of its pictures and text, or of its sounds.
+    Raises UsageError.
+    """
+    setup = usual_pictures.resolved(config, usual_pictures.nameable(config, setup))
     if sounds.is_speech(config):
         changes = sounds.lengths(config, setup)
     elif not read_sizes(setup.images) and setup.text_length is None:
@@ -172,7 +183,9 @@ def uncounted(config: Mapping[str, Any], setup: Any) -> tuple[str, ...]:
     """What of a model's parts beside its language model a setup leaves open: a prediction without it is a
     lower bound.
     """
-    if setup.images or not has_tower(config):
+    if usual_pictures.is_open(setup) and not has_tower(config):
+        return (f"{WITHOUT_SIZES[0]} (this config.json is of the language part)",)
+    if not has_tower(config) or (setup.images and not usual_pictures.is_open(setup)):
         return ()
     try:
         (size,) = read_sizes((USUAL,))
@@ -216,6 +229,7 @@ def said_of(config: Mapping[str, Any], setup: Any) -> str:
         if any(there(e.frames) for e in made)
     )
     return (
-        f"{kinds} {','.join(setup.images)}: {tokens:,} tokens and {markers:,} around them, {beside:,} of "
-        f"text, {setup.sequence_length:,} in all ({'; '.join(sorted(sources))})"
+        f"{usual_pictures.in_words(setup)}{kinds} {','.join(setup.images)}: {tokens:,} tokens and "
+        f"{markers:,} around them, {beside:,} of text, {setup.sequence_length:,} in all "
+        f"({'; '.join(sorted(sources))})"
     )

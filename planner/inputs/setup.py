@@ -13,6 +13,7 @@ from memplan.planner.tables.defaults import BASE
 from memplan.planner.tables.errors import UsageError, unknown
 from memplan.planner.tables.loops import Loop
 from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.parallel import MEANT
 from memplan.planner.tables.recipes import DEFAULT_RECIPE, RECIPES
 from memplan.planner.tables.tasks import TASKS
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:  # the names of legal values: `checking` reads them where a pe
     )
     from memplan.planner.tables.fused_kernels import FusedKernel
     from memplan.planner.tables.losses import Loss
+    from memplan.planner.tables.mixer_kernels import MixerKernel
     from memplan.planner.tables.sdp import Attention
 
 
@@ -91,6 +93,7 @@ class Setup:
     attention: Attention
     loss: Loss
     fused_kernels: tuple[FusedKernel, ...]  # in place of the model's own operations
+    mixer_kernels: tuple[MixerKernel, ...]  # packages that linear attention and convolution run by
     optimizer: str
     optimizer_mode: Literal["foreach", "fused", "loop"]
     optimizer_in_backward: bool  # each gradient is applied and freed as soon as it is whole
@@ -143,7 +146,10 @@ class Setup:
     gpu: str | None
     gpus: Gpus
     parallel: Literal["none", "ddp", "fsdp", "zero1", "zero2", "zero3"]
+    replicas: Count  # fsdp: copies of a model cut across `gpus` ranks, on as many ranks each (HSDP)
     fsdp_version: Literal[1, 2]
+    use_orig_params: bool  # fsdp 1: the optimizer has a part of each parameter, not of the flat one
+    backward_prefetch: Literal["none", "pre", "post"]  # fsdp 1: when the unit before is gathered
     reshard_after_forward: bool  # fsdp: a unit's gathered parameters go after its forward
     load_on_host: bool  # fsdp: a quantized base waits on the host until it is cut
     gradient_as_bucket_view: bool  # ddp
@@ -254,8 +260,9 @@ def resolve(
 
 
 def _told(values: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What is not None; of a release 2.12 is "2.12", as JSON and YAML read it."""
+    """What is not None; of a release 2.12 is "2.12", as JSON and YAML read it; fsdp1 has a version."""
     told = {key: value for key, value in (values or {}).items() if value is not None}
+    told |= MEANT.get(str(told.get("parallel")), {})
     return told | {name: str(told[name]) for name in ("torch", "transformers", "trl") if name in told}
 
 

@@ -270,6 +270,14 @@ class ModelSpec:
         return sum(count for count, _ in self.layers)
 
     @property
+    def balances(self) -> bool:
+        """Whether the model adds a loss of how its experts are chosen (transformers 5.24
+        models/mixtral/modeling_mixtral.py load_balancing_loss_func).
+        """
+        routed = any(isinstance(layer.mlp, Moe) for _, layer in self.layers)
+        return routed and self.config.get("output_router_logits") is True
+
+    @property
     def head(self) -> Linear:
         """The output projection; its weight is the embedding's where `tied`."""
         outputs = self.vocab if self.head_outputs is None else self.head_outputs

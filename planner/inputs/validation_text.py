@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from memplan.planner.tables.fused_kernels import FUSED_KERNELS
+from memplan.planner.tables.mixer_kernels import MIXER_KERNELS
 
 OPTION = {"micro_batch": "--batch", "sequence_length": "--seq", "weight_dtype": "--dtype"}
 """Fields whose option has another name: an error names both, since the person typed the option."""
 
 WORDS = {
     "targets": "module names such as q_proj,v_proj, or all-linear or attention",
-    "images": "pictures of one example as N@WxH, such as 1@1024x768, videos as N@WxHxFRAMES, or none",
+    "images": "pictures of one example as N@WxH, such as 1@1024x768, videos as N@WxHxFRAMES, usual or none",
     "video_fps": "a number above 0, at most 1,000",
     "fused_kernels": f"names of kernels, of {', '.join(FUSED_KERNELS)}",
+    "mixer_kernels": f"names of packages, of {', '.join(MIXER_KERNELS)}",
     "modules_to_save": "module names such as lm_head",
     "optim_targets": "parts of layers' names such as attn,mlp, or all-linear",
     "target_parameters": "parameter names such as mlp.experts.gate_up_proj",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -22,6 +24,7 @@ from memplan.planner.run.towers import freeze
 from memplan.planner.run.upcast import upcast_modules
 from memplan.planner.tables.errors import UsageError
 from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.recipes import RECIPES
 
 
 def is_adapter(name: str) -> bool:
@@ -143,7 +146,7 @@ def _inject(model: Any, setup: Setup, device: torch.device, watcher: Any) -> nn.
     config = peft_config(model, setup)
     _refuse_prompts(model, config, setup)
     try:
-        with watcher.on_host(), _uninitialized(config, device):
+        with watcher.on_host(), _uninitialized(config, device), _experts_without_dropout(setup):
             adapted = peft.get_peft_model(
                 model, config, autocast_adapter_dtype=setup.adapter_dtype == "float32"
             )
@@ -161,6 +164,27 @@ def _inject(model: Any, setup: Setup, device: torch.device, watcher: Any) -> nn.
             if ".lora_A." in name:
                 parameter.requires_grad_(False)
     return adapted
+
+
+@contextmanager
+def _experts_without_dropout(setup: Setup) -> Iterator[None]:
+    """peft 0.21 tuners/lora/layer.py ParamWrapper refuses dropout. Where a recipe says so, experts that PEFT
+    turns into adapted parameters by itself have none, as all else has; those that a setup names are refused.
+    """
+    if not setup.dropout or setup.target_parameters or not RECIPES[setup.recipe].dropout_beside_experts:
+        yield
+        return
+    from peft.tuners.lora.layer import ParamWrapper
+
+    original = ParamWrapper.__init__
+
+    def bare(self: Any, *args: Any, config: Any, **more: Any) -> None:
+        plain = copy(config)
+        plain.lora_dropout = 0.0
+        original(self, *args, config=plain, **more)
+
+    with patch.object(ParamWrapper, "__init__", bare):
+        yield
 
 
 def _settle(adapted: nn.Module, device: torch.device, watcher: Any) -> None:

@@ -26,11 +26,13 @@ from memplan.planner.run import (
     companions,
     fused_kernels,
     fused_lora,
+    mixer_kernels,
     offloading,
     ppo,
     rollout,
 )
 from memplan.planner.run.built import Built, NoWatcher, Watcher
+from memplan.planner.run.launches import Launches
 from memplan.planner.run.loading import materialize
 from memplan.planner.run.model import listed, quiet, read_config, skeleton
 from memplan.planner.run.optimizer import make_optimizer
@@ -132,10 +134,13 @@ def _autocast(setup: Setup, device: str) -> Callable[[], AbstractContextManager[
 
 
 def _kernels(base: nn.Module, setup: Setup, device: str) -> Callable[[], AbstractContextManager[Any]]:
+    launch = Launches(setup)
+
     @contextmanager
     def active() -> Iterator[None]:
         forced = nullcontext() if device == "meta" else attention.on_device(setup.attention)
-        with forced, fused_kernels.functions(base, setup):
+        mixers = mixer_kernels.functions(base, setup, launch)
+        with forced, fused_kernels.functions(base, setup), mixers:
             yield
 
     return active

@@ -13,7 +13,7 @@ from memplan.planner.run.model import layers_of, reason, task_type
 from memplan.planner.run.towers import frozen_modules
 from memplan.planner.tables.errors import UsageError, shown, unknown
 from memplan.planner.tables.methods import METHODS
-from memplan.planner.tables.peft_targets import IA3_FEEDFORWARD, IA3_TARGETS
+from memplan.planner.tables.peft_targets import IA3_FEEDFORWARD, IA3_TARGETS, LINEAR_MODULES
 
 _PROMPTS = {
     "PREFIX_TUNING": "PrefixTuningConfig",
@@ -142,6 +142,8 @@ def _layers(model: nn.Module, chosen: tuple[int, ...]) -> list[int]:
 def _targets(model: nn.Module, targets: tuple[str, ...]) -> str | list[str] | None:
     if targets == ("all-linear",):
         return "all-linear"
+    if targets == (LINEAR_MODULES,):
+        return _linear_names(model)
     if targets == ("peft-default",):
         return None
     if targets == ("attention",):

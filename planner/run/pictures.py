@@ -53,6 +53,10 @@ def tensors(config: Any, setup: Setup, rows: int, device: torch.device) -> dict[
             found[name] = torch.rand(shape, dtype=dtype, device=device)
         else:
             found[name] = values.to(device)
+    if rule.arithmetic == "crossed":
+        tiles = found["aspect_ratio_mask"].shape[1:]
+        shape = (rows, setup.sequence_length, *tiles)
+        found["cross_attention_mask"] = torch.ones(shape, dtype=torch.int64, device=device)
     return found
 
 
@@ -156,12 +160,13 @@ def _made(document: Mapping[str, Any], pictures: Sequence[Picture], rows: int) -
 
 def _patches(document: Mapping[str, Any], pictures: Sequence[Picture], rows: int) -> Made:
     """Each patch of every picture a row of its pixels, and the grid of each."""
-    vision = document["vision_config"]
-    patch, frames = vision["patch_size"], vision["temporal_patch_size"]
+    vision, flat = document["vision_config"], rule_of(document).flat
+    patch, frames = vision["patch_size"], vision.get("temporal_patch_size", 1)
+    pixels = (CHANNELS * frames * patch * patch,) if flat else (CHANNELS * frames, patch, patch)
     grids = [(each.grid, each.height // patch, each.width // patch) for each in pictures]
     count = rows * sum(deep * high * wide for deep, high, wide in grids)
     return {
-        "pixel_values": ((count, CHANNELS * frames * patch * patch), None),
+        "pixel_values": ((count, *pixels), None),
         "image_grid_thw": ((rows * len(grids), 3), torch.tensor(grids).repeat(rows, 1)),
     }
 
@@ -192,8 +197,46 @@ def _by_row(document: Mapping[str, Any], pictures: Sequence[Picture], rows: int)
     }
 
 
+def _sized(document: Mapping[str, Any], pictures: Sequence[Picture], rows: int) -> Made:
+    """Pictures padded to the largest, and the sizes that they have."""
+    high, wide = (max(edges) for edges in zip(*((p.height, p.width) for p in pictures), strict=True))
+    sizes = torch.tensor([each.original for each in pictures]).repeat(rows, 1)
+    return {
+        "pixel_values": ((rows * len(pictures), CHANNELS, high, wide), None),
+        "image_sizes": ((rows * len(pictures), 2), sizes),
+    }
+
+
+def _pooled(document: Mapping[str, Any], pictures: Sequence[Picture], rows: int) -> Made:
+    """The patches of each picture, padded to its budget, and where each is: column and row, -1: padding."""
+    patch, budget = document["vision_config"]["patch_size"], pictures[0].tiles
+    where = torch.full((len(pictures), budget, 2), -1)
+    for place, each in zip(where, pictures, strict=True):
+        high, wide = each.height // patch, each.width // patch
+        grid = torch.meshgrid(torch.arange(wide), torch.arange(high), indexing="xy")
+        place[: high * wide] = torch.stack(grid, dim=-1).reshape(-1, 2)
+    count = rows * len(pictures)
+    return {
+        "pixel_values": ((count, budget, CHANNELS * patch * patch), None),
+        "image_position_ids": ((count, budget, 2), where.repeat(rows, 1, 1)),
+    }
+
+
+def _crossed(document: Mapping[str, Any], pictures: Sequence[Picture], rows: int) -> Made:
+    """Every picture as so many tiles, and which of them are real."""
+    first, shown = pictures[0], (rows, len(pictures))
+    return {
+        "pixel_values": ((*shown, first.tiles, CHANNELS, first.height, first.width), None),
+        "aspect_ratio_ids": (shown, torch.ones(shown, dtype=torch.int64)),
+        "aspect_ratio_mask": ((*shown, first.tiles), torch.ones((*shown, first.tiles), dtype=torch.int64)),
+    }
+
+
 _MAKERS: dict[str, Callable[[Mapping[str, Any], Sequence[Picture], int], Made]] = {
     "patches": _patches,
+    "rows": _sized,
+    "pooled": _pooled,
+    "crossed": _crossed,
     "fixed": _squares,
     "anyres": _padded_tiles,
     "splits": _by_row,

@@ -11,6 +11,7 @@ from torch import nn
 
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.run.extras import BITSANDBYTES, require
+from memplan.planner.tables.mixer_kernels import UNQUANTIZED
 from memplan.planner.tables.upcasts import is_expert
 
 
@@ -30,7 +31,8 @@ def replace_linears(model: nn.Module, setup: Setup) -> list[str]:
     from transformers.quantizers.base import get_keys_to_not_convert
     from transformers.quantizers.quantizers_utils import should_convert_module
 
-    skipped = [*get_keys_to_not_convert(model), *(model._keep_in_fp32_modules or ())]
+    of_stack = UNQUANTIZED.get((setup.recipe, str(model.config.model_type)), ())  # type: ignore[union-attr]
+    skipped = [*get_keys_to_not_convert(model), *(model._keep_in_fp32_modules or ()), *of_stack]
     names = []
     for name, module in list(model.named_modules()):
         if (type(module) is nn.Linear or isinstance(module, Conv1D)) and should_convert_module(name, skipped):

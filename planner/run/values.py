@@ -32,7 +32,7 @@ _FACTORIES = {
 }
 _TOKENS = {_ATEN.randint.default, _ATEN.randint.low}  # a batch: any token will do
 _MOST = {
-    True: 1 << 20,
+    True: 1 << 23,  # Gemma 4's pooling windows: patches x tokens of each picture
     False: 1 << 27,
 }  # elements of a constant whose value is kept, by whether they are floating
 

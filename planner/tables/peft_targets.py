@@ -7,6 +7,13 @@ from __future__ import annotations
 
 from memplan.planner.tables.errors import UsageError, shorten
 
+ALL_LINEAR = "all-linear"
+LINEAR_MODULES = "linear-modules"
+"""As axolotl's lora_target_linear: the last names of all linear layers but the output projection, by which PEFT
+then finds them (axolotl 0.19 loaders/adapter.py find_all_linear_names). PEFT's own all-linear also names experts
+that are no linear layers any more.
+"""
+
 _QV = ("q_proj", "v_proj")
 _FUSED = ("query_key_value",)
 PEFT_TARGETS: dict[str, tuple[str, ...]] = {

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Arithmetic = Literal["patches", "fixed", "anyres", "splits", "tiles", "chunks"]
+Arithmetic = Literal["patches", "rows", "pooled", "fixed", "anyres", "splits", "tiles", "chunks", "crossed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +20,10 @@ class PictureRule:
 
     model_type: str
     arithmetic: Arithmetic
-    """patches: resized to a multiple of the patches that are merged, each its own token (Qwen-VL); fixed: one
+    """patches: resized to a multiple of the patches that are merged, each its own token (Qwen-VL); rows: the
+    longest edge bounded, a marker at the end of each row of tokens (Pixtral); pooled: patches up to a budget,
+    padded to it (Gemma 4); crossed: tiles that the language model's own cross-attention reads, no token but
+    one (Llama 3.2 Vision); fixed: one
     square of fixed tokens; anyres: an overview and the tiles of the best of a list of sizes (LLaVA-NeXT);
     splits: the longest edge scaled, then squares and an overview (Idefics 3); tiles: the grid of squares next
     to the aspect ratio and an overview (InternVL); chunks: the canvas that the picture fits best (Llama 4).
@@ -37,6 +40,8 @@ class PictureRule:
     """Tokens that the processor or the chat template puts around a picture."""
     kinds: str = ""
     """The batch's tensor (B, S) that says which tokens are pictures; empty: there is none."""
+    flat: bool = True
+    """patches: whether the pixels of a patch are one dimension, or channels and a square."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the pixel values."""
     tower: tuple[str, ...] = ("vision_tower",)
@@ -73,6 +78,83 @@ PICTURES: dict[str, PictureRule] = _table(
             ("qwen3_vl", "Qwen3-VL-8B-Instruct", 256 * 256, 4096 * 4096),
             ("qwen3_vl_moe", "Qwen3-VL-30B-A3B-Instruct", 256 * 256, 4096 * 4096),
         )
+    ),
+    *(
+        PictureRule(
+            model_type=name,
+            arithmetic="patches",
+            source=f"{_QWEN}, which its Qwen3VLProcessor has; the bounds of Qwen/Qwen3-VL-8B-Instruct",
+            least=256 * 256,
+            most=4096 * 4096,
+            markers=2,
+            kinds="mm_token_type_ids",
+            tower=("visual",),
+            projector=("visual.merger",),
+        )
+        for name in ("qwen3_5", "qwen3_5_moe")
+    ),
+    PictureRule(
+        model_type="cohere_compass",
+        arithmetic="patches",
+        source="transformers 5.24 models/cohere_compass/image_processing_cohere_compass.py smart_resize and the "
+        "bounds of its class",
+        least=56 * 56,
+        most=28 * 28 * 1280,
+        markers=2,
+        kinds="mm_token_type_ids",
+        tower=("visual",),
+        projector=("visual.merger", "deepstack_merger_list"),
+    ),
+    PictureRule(
+        model_type="paddleocr_vl",
+        arithmetic="patches",
+        source="transformers 5.24 models/paddleocr_vl/image_processing_paddleocr_vl.py smart_resize and the "
+        "bounds of its class",
+        least=384 * 384,
+        most=1536 * 1536,
+        markers=2,
+        kinds="mm_token_type_ids",
+        flat=False,
+        tower=("visual",),
+        projector=("projector",),
+    ),
+    PictureRule(
+        model_type="glm46v",
+        arithmetic="patches",
+        source="transformers 5.24 models/glm46v/image_processing_glm46v.py smart_resize, whose bounds count a "
+        "picture as two frames, and the bounds of its class",
+        least=112 * 112 // 2,
+        most=28 * 28 * 15000 // 2,
+        markers=2,
+        kinds="mm_token_type_ids",
+        tower=("visual",),
+        projector=("visual.merger",),
+    ),
+    *(
+        PictureRule(
+            model_type=name,
+            arithmetic="rows",
+            source="transformers 5.24 models/pixtral/image_processing_pixtral.py get_resize_output_image_size, "
+            "processing_pixtral.py; the longest edge is vision_config.image_size",
+        )
+        for name in ("mistral3", "llava+pixtral")
+    ),
+    PictureRule(
+        model_type="gemma4",
+        arithmetic="pooled",
+        source="transformers 5.24 models/gemma4/image_processing_gemma4.py get_aspect_ratio_preserving_size, "
+        "max_soft_tokens of its class",
+        most=280,
+        markers=2,
+        kinds="mm_token_type_ids",
+        projector=("embed_vision",),
+    ),
+    PictureRule(
+        model_type="mllama",
+        arithmetic="crossed",
+        source="transformers 5.24 models/mllama/image_processing_mllama.py: padded to vision_config.max_num_tiles",
+        markers=1,
+        tower=("vision_model",),
     ),
     PictureRule(
         model_type="gemma3",
@@ -126,6 +208,14 @@ PARTS = ("vision_config", "audio_config", "vision_tower_config", "mm_vision_towe
 
 USUAL, USUAL_VIDEO = "1@1024x1024", "1@640x480x16"
 """The picture and the video of which an answer tells the tokens where nobody said a size."""
+USUAL_WORD = "usual"
+"""What `images` says where a run trains on pictures of unknown size."""
+
+RESIZED = {
+    "axolotl": "axolotl 0.19 loaders/utils.py takes image_size from vision_config, processing_strategies.py "
+    "pads each picture to that square",
+}
+"""Recipes that make pictures alike before the processor sees them, and where that was read."""
 
 WITHOUT_SIZES = (
     "pictures: the vision tower, what it saves, and the tokens that pictures become",

@@ -35,6 +35,8 @@ class Recipe:
     when: tuple[tuple[Mapping[str, Any], Mapping[str, Any]], ...] = ()  # (fields, what then changes)
     whole_updates: bool = False
     """It pins a peft before 0.21, whose update of an adapted parameter is as large as the parameter."""
+    dropout_beside_experts: bool = False
+    """Where PEFT adapts experts of its own accord, they go without the dropout that it refuses there."""
 
     def layers(self, method: str, trains: str, quantized: bool) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """This recipe's defaults for one method, weakest first, each with the origin that Setup remembers."""
@@ -58,6 +60,7 @@ _FP32_OUTPUTS = "accelerate 1.15 accelerator.py prepare_model -> convert_outputs
 _KBIT = (
     "peft 0.21 utils/other.py prepare_model_for_kbit_training, the documented first step of k-bit training"
 )
+_TORCHS_FSDP1 = {"use_orig_params": False, "backward_prefetch": "pre"}
 _OUR_QUANT = (
     "nf4, double quantization and bfloat16 compute: memplan defaults for qlora (library "
     "defaults: fp4, single quantization, float32)"
@@ -75,6 +78,9 @@ RECIPES: dict[str, Recipe] = {
         {"optimizer": "adamw_torch", "optimizer_mode": "foreach"},
         methods={"quantized": {**_QUANT, "checkpointing": "reentrant"}},
         sources={
+            **dict.fromkeys(
+                _TORCHS_FSDP1, "torch 2.14 distributed/fsdp/fully_sharded_data_parallel.py __init__"
+            ),
             "checkpointing": (
                 "peft 0.21 utils/other.py prepare_model_for_kbit_training passes {}: torch's default, "
                 "reentrant"
@@ -83,6 +89,8 @@ RECIPES: dict[str, Recipe] = {
             "kbit_prepare": _KBIT,
         },
         notes=(("quant_type", _OUR_QUANT),),
+        # torch 2.14 distributed/fsdp/fully_sharded_data_parallel.py __init__
+        when=(({"parallel": "fsdp", "fsdp_version": 1}, _TORCHS_FSDP1),),
     ),
     "hf": Recipe(
         "hf",
@@ -183,6 +191,7 @@ RECIPES: dict[str, Recipe] = {
             "allocator": "expandable",
             "pad_to_multiple_of": 64,
             "trl": "1.13",
+            "mixer_kernels": ("fla",),
         },
         methods={
             "full": {"upcast_modules": "norms_and_embeddings"},
@@ -218,6 +227,8 @@ RECIPES: dict[str, Recipe] = {
             "true, use_reentrant False "
             "(utils/config/__init__.py)",
             "outputs_fp32": _FP32_OUTPUTS,
+            "mixer_kernels": "axolotl 0.19 pyproject.toml: fla-core 0.5.2 is a dependency, but on aarch64; packed rows "
+            "are refused without it (monkeypatch/models/qwen3_5/modeling.py)",
         },
         notes=(
             (
@@ -232,6 +243,7 @@ RECIPES: dict[str, Recipe] = {
             ),
         ),
         whole_updates=True,  # axolotl 0.19 pyproject.toml: peft 0.20
+        dropout_beside_experts=True,  # axolotl 0.19 loaders/adapter.py _patch_peft_param_wrapper_dropout
         when=(
             ({"attention": "flash_attention_2", "quant_type": "none"}, {"upcast_modules": "routers"}),
             ({"quantize_experts": True}, {"upcast_modules": "routers"}),
@@ -286,6 +298,7 @@ RECIPES: dict[str, Recipe] = {
             "video_fps": "LLaMA-Factory 0.9.5 hparams/model_args.py video_fps 2.0",
             "video_frames": "LLaMA-Factory 0.9.5 hparams/model_args.py video_maxlen 128",
             "pad_to_multiple_of": "LLaMA-Factory 0.9.5 train/sft/workflow.py run_sft: 8 in training",
+            "mixer_kernels": "LLaMA-Factory 0.9.5 model/patcher.py: with fa2 Qwen3.5 is refused without fla",
             "rank": "LLaMA-Factory 0.9.5 hparams/finetuning_args.py lora_rank 8",
             "alpha": "LLaMA-Factory 0.9.5 hparams/finetuning_args.py: lora_alpha is 2 x lora_rank",
             "dropout": "LLaMA-Factory 0.9.5 hparams/finetuning_args.py lora_dropout 0.0",
@@ -315,7 +328,10 @@ RECIPES: dict[str, Recipe] = {
                 "micro-batch 1: memplan default (library default: per_device_train_batch_size=8)",
             ),
         ),
-        when=(({"parallel": "fsdp"}, {"checkpointing": "non_reentrant"}),),
+        when=(
+            ({"parallel": "fsdp"}, {"checkpointing": "non_reentrant"}),
+            ({"attention": "flash_attention_2"}, {"mixer_kernels": ("fla",)}),
+        ),
     ),
     "paper": Recipe(
         "paper",

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from memplan.planner.formula.assumptions import assumptions, warnings
-from memplan.planner.inputs import fused_kernels
+from memplan.planner.inputs import fused_kernels, mixer_kernels
 from memplan.planner.inputs.families.table import read_config
 from memplan.planner.inputs.picture_sizes import has_tower
 from memplan.planner.inputs.pictures import said_of, uncounted
@@ -85,6 +85,7 @@ def predicted(config: Mapping[str, Any], setup: Setup, log: Log, facts: Facts, n
     from memplan.planner.trace.device.target import target_of
     from memplan.planner.trace.events.load_orders import bands
     from memplan.planner.trace.events.timeline import Timeline, alive_after
+    from memplan.planner.trace.events.unseen import unseen
     from memplan.planner.trace.kernels import Kernels, UnknownBytes
 
     target, spec, model_type = target_of(setup), _spec(config), str(config.get("model_type"))
@@ -95,6 +96,9 @@ def predicted(config: Mapping[str, Any], setup: Setup, log: Log, facts: Facts, n
     share, unknown = UnknownBytes(Kernels(target)).share(
         (s.op, s.nbytes) for s in alive_after(log, timeline.replay.peaks().index)
     )
+    library = unseen(log, setup, timeline.replay) if target.device == "cuda" else None
+    beside = (library.said(),) if library is not None else ()
+    open_ended = library is not None and library.moves_peak
     tell("looking for the smallest capacity that survives")
     smallest = timeline.smallest_capacity()
     usable = find_gpu(setup.gpu).usable_bytes if setup.gpu else None
@@ -115,8 +119,18 @@ def predicted(config: Mapping[str, Any], setup: Setup, log: Log, facts: Facts, n
         moments=moments,
         host_bytes=facts.host_bytes,
         smallest_capacity_bytes=smallest,
-        assumptions=(*filter(None, (said_of(config, setup),)), *assumptions(spec, setup)),
-        not_modelled=(*uncounted(config, setup), *fused_kernels.uncounted(model_type, setup)),
+        assumptions=(
+            *filter(None, (said_of(config, setup),)),
+            *mixer_kernels.said(model_type, setup),
+            *assumptions(spec, setup),
+            *(() if open_ended else beside),
+        ),
+        not_modelled=(
+            *uncounted(config, setup),
+            *fused_kernels.uncounted(model_type, setup),
+            *mixer_kernels.uncounted(model_type, setup),
+            *(beside if open_ended else ()),
+        ),
         warnings=(*facts.warnings, *warnings(spec, setup, model_type)),
         extra={
             "timeline": timeline.points(),
@@ -124,6 +138,7 @@ def predicted(config: Mapping[str, Any], setup: Setup, log: Log, facts: Facts, n
             "unknown_share": share,
             "unknown_ops": [{"op": op, "bytes": nbytes} for op, nbytes in unknown],
             **({"bands": band} if band else {}),
+            **({"library": library.to_document()} if library is not None else {}),
             **({"save_host_bytes": facts.checkpoint_bytes} if setup.save else {}),
             **({"expandable_capacity_bytes": expandable} if expandable else {}),
         },

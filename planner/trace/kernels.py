@@ -3,7 +3,7 @@ rule, each with its source.
 
 The trace's observer asks `Kernels(target)` at every op. A hidden allocation lives during the op, except a
 cuBLAS workspace, which stays. An op without a rule is *unknown*: it counts with its outputs alone, and
-`status` says so.
+`status` says so. A closed library's kernels (cuDNN's convolutions) have a `reach` instead.
 
 Shape legend: B batch, H heads, S query rows, T key rows, D head size, M x N x K a matrix product. Sources are
 files of PyTorch (aten/src/ATen, c10) where no library is named; (torch 2.13) marks what was read in that
@@ -64,6 +64,11 @@ class Kernels:
             return range(count)
         on_host = rule.on_host(OpCall(self.target, args, outputs)) if rule.on_host is not None else ()
         return [index for index in rule.order or range(count) if index < count and index not in on_host]
+
+    def reach(self, op: Any, args: tuple[Any, ...], outputs: Sequence[Tensor]) -> int:
+        """Bytes that a closed library may take beside each output, at most; 0: everything is known."""
+        rule = self.rules.get(name_of(op))
+        return 0 if rule is None or rule.reach is None else rule.reach(OpCall(self.target, args, outputs))
 
     def status(self, op: Any) -> Status:
         """How well the memory of an op is known on this target; "unknown" is the default. Views cost nothing

@@ -150,6 +150,10 @@ class Observer(Elsewhere, TorchDispatchMode):
         watch = self._alive.get(tensor.untyped_storage()._cdata)
         return None if watch is None else self.log.storages[watch.id]
 
+    def follow(self, tensor: torch.Tensor) -> None:
+        """What is made from no tensor next belongs to the layer of this one."""
+        self.inherited = getattr(self.storage_of(tensor), "layer", None)
+
     def register(self, tensor: torch.Tensor | None) -> None:
         """A device tensor that no op has shown counts as made now."""
         if tensor is None or not tensor.is_meta or tensor.untyped_storage()._cdata in self._elsewhere:
@@ -208,8 +212,7 @@ class Observer(Elsewhere, TorchDispatchMode):
 
     def drop(self, sid: int) -> None:
         """The release of what `add` or a tensor allocated."""
-        log = self.log
-        storage = log.storages[sid]
+        log, storage = self.log, self.log.storages[sid]
         storage.died = len(log.events)
         log.events.append((FREE, sid, storage.nbytes))
         log.layers.append(self._layer if self._layer is not None else storage.layer)
@@ -292,6 +295,7 @@ class Observer(Elsewhere, TorchDispatchMode):
         layers: list[int | None] | None,
     ) -> None:
         made = range(len(outputs)) if self.kernels is None else self.kernels.order(func, args, outputs)
+        reach = 0 if self.kernels is None else self.kernels.reach(func, args, outputs)
         for index in set(range(len(outputs))).difference(made):
             self._not_here(outputs[index].untyped_storage())
         for index in made:
@@ -300,6 +304,8 @@ class Observer(Elsewhere, TorchDispatchMode):
             if not tensor.is_meta or storage._cdata in self._alive or self._on_host(args):
                 continue
             self._born(storage, tensor, str(func), where, layers[index] if layers else self._layer)
+            if reach and (watch := self._alive.get(storage._cdata)) is not None:
+                self.log.storages[watch.id].reach = reach
 
     def _not_here(self, storage: Any) -> None:
         key = storage._cdata
@@ -307,14 +313,12 @@ class Observer(Elsewhere, TorchDispatchMode):
         watch.key = key
 
     def _born(self, storage: Any, tensor: torch.Tensor, op: str, where: str, layer: int | None) -> None:
-        nbytes = storage.nbytes()
-        if nbytes == 0:
+        if not (nbytes := storage.nbytes()):
             return
         op = READ if self._reading else op
         shape, dtype = tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
         watch = _Watch(storage, self._died)
-        watch.key = storage._cdata
-        watch.id = self._record(nbytes, op, where, layer, shape, dtype, layer)
+        watch.key, watch.id = storage._cdata, self._record(nbytes, op, where, layer, shape, dtype, layer)
         self._alive[watch.key] = watch
 
     def _died(self, watch: _Watch) -> None:
@@ -332,7 +336,7 @@ class Observer(Elsewhere, TorchDispatchMode):
 
     def _layers_of(self, args: tuple[Any, ...], count: int) -> list[int | None]:
         """Outside the layers, an output belongs to the layer of what it was made from: of the list element at
-        its place, else of the first tensor that has one; made from no tensor, to that of the op before.
+        its place, else of the first tensor that has one; made from none, to that of the op before.
         """
         found = [self._layer_of_output(args, index) for index in range(max(count, 1))]
         self.inherited = found[0]
@@ -340,8 +344,7 @@ class Observer(Elsewhere, TorchDispatchMode):
 
     def _layer_of_output(self, args: tuple[Any, ...], index: int) -> int | None:
         made_from = [element(arg, index) for arg in args if isinstance(arg, (torch.Tensor, list, tuple))]
-        tensors = [t for t in made_from if isinstance(t, torch.Tensor) and t.is_meta]
-        if not tensors:
-            return self.inherited
-        storages = (self.storage_of(tensor) for tensor in tensors)
-        return next((s.layer for s in storages if s is not None and s.layer is not None), None)
+        tensors = (t for t in made_from if isinstance(t, torch.Tensor) and t.is_meta)
+        storages = [s for s in map(self.storage_of, tensors) if s is not None]
+        known = (s.layer for s in storages if s.layer is not None)
+        return next(known, None) if storages else self.inherited

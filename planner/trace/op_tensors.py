@@ -33,6 +33,9 @@ class KernelFacts(Protocol):
     def order(self, op: Any, args: tuple[Any, ...], outputs: Sequence[torch.Tensor]) -> Sequence[int]:
         """Positions of the results that an operator allocates on the device, in that order."""
 
+    def reach(self, op: Any, args: tuple[Any, ...], outputs: Sequence[torch.Tensor]) -> int:
+        """Bytes that a closed library's kernel may take beside each of them; 0: everything is known."""
+
 
 _KNOWN: dict[Any, bool] = {}
 

@@ -25,7 +25,8 @@ def torchao_compiled(observer: Observer, setup: Setup) -> Iterator[None]:
     """torchao 0.18 optim/adam.py compiles each tensor's step, and nothing compiles for meta: instead of
     single_param_adam, the buffers of the CUDA code that torch 2.12's Inductor makes of it (with triton 3.7,
     for compute capability 9.0): where states are quantized, the new scales and both moments in fp32, and
-    of 4-bit states the codes in int64 before they are packed.
+    of 4-bit states the codes in int64 before they are packed. States are made from no tensor: they belong to
+    the layer of their parameter, as what the step makes does.
     """
     if OPTIMIZERS[setup.optimizer].library != "torchao":
         yield
@@ -33,16 +34,27 @@ def torchao_compiled(observer: Observer, setup: Setup) -> Iterator[None]:
     require_optimizer(setup.optimizer, "torchao")
     from torchao.optim import adam
 
+    made = adam._AdamBase._new_buffer
+
+    def new_buffer(optimizer: Any, p: Any, signed: bool) -> Any:
+        observer.follow(p)
+        return made(optimizer, p, signed)
+
     def step(p: Any, grad: Any, count: Any, exp_avg: Any, exp_avg_sq: Any, *rest: Any) -> None:
         if not hasattr(exp_avg, "codes"):
             return
+        observer.follow(p)
         scales = [torch.empty_like(state.scale) for state in (exp_avg, exp_avg_sq)]
         packed = exp_avg.codes.numel() < p.numel()
         wide = (torch.float32, torch.int64) if packed else (torch.float32,)
         moments = [[torch.empty(p.shape, dtype=kind, device=p.device) for kind in wide] for _ in scales]
         del moments, scales
 
-    with patch.object(adam, "single_param_adam", step), torch.compiler.set_stance("force_eager"):
+    with (
+        patch.object(adam, "single_param_adam", step),
+        patch.object(adam._AdamBase, "_new_buffer", new_buffer),
+        torch.compiler.set_stance("force_eager"),
+    ):
         yield
 
 

@@ -1,4 +1,6 @@
-"""A plain loop that wraps its model itself: DDP under torchrun, `fully_shard` on the fake process group."""
+"""A plain loop that wraps its model itself: DDP under torchrun, `fully_shard` or FSDP1 on the fake process
+group.
+"""
 
 import json
 import os
@@ -49,6 +51,25 @@ model.train()
 if ddp:
     view = fields.get("gradient_as_bucket_view", False)
     model = torch.nn.parallel.DistributedDataParallel(model, device_ids=[local], gradient_as_bucket_view=view)
+elif fields.get("fsdp_version") == 1:
+    from functools import partial
+
+    from peft.utils.other import fsdp_auto_wrap_policy
+    from torch.distributed.fsdp import BackwardPrefetch, FullyShardedDataParallel, ShardingStrategy
+    from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
+
+    layer = type((model.get_base_model() if adapters else model).model.layers[0])
+    layers = partial(transformer_auto_wrap_policy, transformer_layer_cls={layer})
+    prefetch = {"pre": BackwardPrefetch.BACKWARD_PRE, "post": BackwardPrefetch.BACKWARD_POST}
+    strategies = {True: ShardingStrategy.FULL_SHARD, False: ShardingStrategy.SHARD_GRAD_OP}
+    model = FullyShardedDataParallel(
+        model,
+        auto_wrap_policy=fsdp_auto_wrap_policy(model) if adapters else layers,
+        device_id=local,
+        use_orig_params=fields.get("use_orig_params", False),
+        backward_prefetch=prefetch.get(fields.get("backward_prefetch", "pre")),
+        sharding_strategy=strategies[fields.get("reshard_after_forward", True)],
+    )
 else:
     from torch.distributed.fsdp import fully_shard
 

@@ -1,5 +1,5 @@
-"""transformers' Trainer under torchrun: DDP, FSDP2 or DeepSpeed's ZeRO, as its arguments say; with eval_batch
-it evaluates after two steps, with eval_kept for compute_metrics."""
+"""transformers' Trainer under torchrun: DDP, FSDP1 or 2, or DeepSpeed's ZeRO, as its arguments say; with
+eval_batch it evaluates after two steps, with eval_kept for compute_metrics."""
 
 import json
 import os
@@ -21,6 +21,18 @@ if parallel == "fsdp":
         "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"],
         "reshard_after_forward": fields.get("reshard_after_forward", True),
     }
+    if fields.get("fsdp_version") == 1:
+        # accelerate 1.15 utils/dataclasses.py: what the Trainer passes as reshard_after_forward is not heeded
+        os.environ["FSDP_SHARDING_STRATEGY"] = (
+            "FULL_SHARD" if fields.get("reshard_after_forward", True) else "SHARD_GRAD_OP"
+        )
+        names = {"none": "NO_PREFETCH", "pre": "BACKWARD_PRE", "post": "BACKWARD_POST"}
+        shared["fsdp_config"] |= {
+            "version": 1,
+            "reshard_after_forward": "full_shard",
+            "use_orig_params": fields.get("use_orig_params", True),
+            "backward_prefetch": names[fields.get("backward_prefetch", "none")],
+        }
 elif parallel.startswith("zero"):
     sizes = ("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold")
     shared["deepspeed"] = {

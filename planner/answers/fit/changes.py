@@ -65,7 +65,7 @@ EXTRA: tuple[Change, ...] = (
     Change(
         "targets",
         "adapters on attention alone: --targets attention",
-        lambda s: _adapter(s) and s.targets == ("all-linear",),
+        lambda s: _adapter(s) and s.targets in (("all-linear",), ("linear-modules",)),
         lambda s: {"targets": ("attention",)},
     ),
     Change(

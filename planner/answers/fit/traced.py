@@ -51,7 +51,7 @@ def fit_by_trace(
     if read_sizes(setup.images):
         raise UsageError(
             f"images {','.join(setup.images)}: fit varies the sequence, of which pictures are a part, and "
-            "has no rule for that: use plan with the --batch and --seq in question"
+            "has no rule for that: use plan with the --batch and --seq in question, or --images none for text"
         )
     found, predictions = [], {}
     missing = tuple(dict.fromkeys((*not_modelled, *uncounted_of(setup, gpu))))

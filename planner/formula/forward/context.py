@@ -61,6 +61,22 @@ def device_of(setup: Setup) -> Device:
     return Device("cuda", capability, torch, assumed=False)
 
 
+class AroundAdapters:
+    """What happens around a product with an adapter's own weight: nothing, unless a strategy wraps each."""
+
+    def enter_adapter(self, weight: Tensor, given: Tensor) -> Tensor:
+        """Before it."""
+        return given
+
+    def leave_adapter(self, weight: Tensor, out: Tensor) -> Tensor:
+        """After it."""
+        return out
+
+    def told(self, weight: Tensor) -> str:
+        """The dtype that the weight says it has before it is used, which PEFT casts inputs to."""
+        return weight.dtype
+
+
 class Context:
     """The state of one walk. `layer` is the walked layer's key (None outside the layers), `trained` whether
     it is trained.
@@ -89,6 +105,7 @@ class Context:
         self.before: Sized = 0  # how many tokens those are
         self.by_row = False  # whether each row has positions of its own
         self.leaves = False  # every parameter wants a gradient, where none is made (a model nobody froze)
+        self.routed: list[tuple[Tensor, int]] | None = None  # routers' logits where the loss reads them
         self.past = 0  # virtual tokens that stand before every layer's own keys
         self.join: Callable[[int, list[Tensor]], list[Tensor]] | None = (
             None  # a layer's keys and values behind those
@@ -100,6 +117,7 @@ class Context:
             spec = parameter_table.spec
             self.kernels = swapped(spec.whole_type or spec.model_type, setup.fused_kernels)
         self.again: Callable[[], None] | None = None  # a loss's own backward, where it is not of one graph
+        self.around = AroundAdapters()
         self.params: dict[tuple[int | None, str], Tensor] = {}
 
     def fuses(self, kernel: str, layers: Sequence[Linear]) -> bool:

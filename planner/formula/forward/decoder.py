@@ -310,22 +310,26 @@ class Decoder:
         """The layer that is walked as `key`; `place` is its index in the model."""
         w, prefix, window = self.w, f"{step.layer.prefix}.*.", step.layer.attention.window
         masks = {window: self._mask(step)}
+        inside, around = StrategyHooks(), self.hooks
+        if not around.outside:
+            inside, around = around, inside
 
         def body(given: Tensor) -> list[Tensor]:
             before, w.masks = w.masks, masks  # a checkpointed layer keeps the mask that it was called with
             try:
                 with w.at_layer(key, step.trained), self.t.inside(prefix):
-                    given = self.hooks.enter("layer", given, place, key)
+                    given = inside.enter("layer", given, place, key)
                     out, *beside = decoder_layer(
                         w, step.layer, given, prefix, tables.get(step.sliding, tables.get(False))
                     )
-                    return [self.hooks.leave("layer", out, place, key), *beside]
+                    return [inside.leave("layer", out, place, key), *beside]
             finally:
                 w.masks = before
 
+        hidden = around.enter("layer", hidden, place, key)
         if step.checkpointed:
             made = CHECKPOINTS[self.setup.checkpointing](self.t, body, hidden, self.setup.checkpoint_offload)
         else:
             made = body(hidden)
         self.beside = made[1] if len(made) > 1 else None
-        return made[0]
+        return around.leave("layer", made[0], place, key)

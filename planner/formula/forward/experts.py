@@ -81,7 +81,9 @@ def _logits(w: Context, moe: Moe, hidden: Tensor, prefix: str, dtype: str | None
     )
 
 
-def _softmax(t: Tape, x: Tensor, dtype: str | None = None) -> Tensor:
+def softmax(t: Tape, x: Tensor, dtype: str | None = None) -> Tensor:
+    """Probabilities of every row, in `dtype` where one is named; they are saved."""
+
     def backward(t: Tape, node: Node, grad: Tensor) -> Grads:
         both = [
             t.alloc("grad * softmax", grad.shape, grad.dtype),
@@ -101,7 +103,7 @@ def _softmax(t: Tape, x: Tensor, dtype: str | None = None) -> Tensor:
     )
 
 
-def _top(t: Tape, x: Tensor, k: int, name: str = "routing weights") -> Routed:
+def top(t: Tape, x: Tensor, k: int, name: str = "routing weights") -> Routed:
     """topk: saves the indices; its gradient is scattered into zeros of the whole shape."""
     rows, columns = x.shape
     indices = t.alloc("chosen experts", (rows, k), "int64", "one per token and slot")
@@ -141,7 +143,9 @@ def _probabilities(
     def router(w: Context, moe: Moe, hidden: Tensor, prefix: str) -> Routed:
         t = w.t
         logits = _logits(w, moe, hidden, prefix)
-        values, indices = _top(t, _softmax(t, logits, "float32"), moe.top_k)
+        if w.routed is not None:
+            w.routed.append((logits, t.times))
+        values, indices = top(t, softmax(t, logits, "float32"), moe.top_k)
         if normal(w):
             values = _normalized(t, values)
         return cast(t, values, logits.dtype) if narrow else values, indices
@@ -183,7 +187,7 @@ def _sigmoid_groups(w: Context, moe: Moe, hidden: Tensor, prefix: str) -> Routed
 def _softmax_groups(w: Context, moe: Moe, hidden: Tensor, prefix: str) -> Routed:
     """DeepSeek-V2: fp32 logits and softmax; group-limited where the config says so."""
     t = w.t
-    scores = _softmax(t, _logits(w, moe, hidden, prefix, "float32"))
+    scores = softmax(t, _logits(w, moe, hidden, prefix, "float32"))
     if w.parameter_table.spec.config.get("topk_method") == "group_limited_greedy":
         mask = t.alloc("group mask", scores.shape, "bool", "experts of the groups left out")
         scores = t.op(
@@ -195,7 +199,7 @@ def _softmax_groups(w: Context, moe: Moe, hidden: Tensor, prefix: str) -> Routed
             name="masked scores",
             backward=lambda t, n, g: [t.alloc("gradient of masked_fill's input", g.shape, g.dtype)],
         )
-    values, indices = _top(t, scores, moe.top_k)
+    values, indices = top(t, scores, moe.top_k)
     return unary(t, "scale", values, "scaled weights"), indices
 
 
@@ -205,8 +209,8 @@ def _top_softmax(wide: bool) -> Callable[[Context, Moe, Tensor, str], Routed]:
     def router(w: Context, moe: Moe, hidden: Tensor, prefix: str) -> Routed:
         t = w.t
         logits = _logits(w, moe, hidden, prefix)
-        values, indices = _top(t, cast(t, logits, "float32") if wide else logits, moe.top_k, "largest logits")
-        return cast(t, _softmax(t, values), hidden.dtype if wide else logits.dtype), indices
+        values, indices = top(t, cast(t, logits, "float32") if wide else logits, moe.top_k, "largest logits")
+        return cast(t, softmax(t, values), hidden.dtype if wide else logits.dtype), indices
 
     return router
 
@@ -228,7 +232,7 @@ def _sparsemixer(w: Context, moe: Moe, hidden: Tensor, prefix: str) -> Routed:
             name="masked logits",
             backward=lambda t, n, g: [t.alloc("gradient of masked_fill's input", g.shape, g.dtype)],
         )
-        chosen.append(_top(t, _softmax(t, masked), 1)[0])
+        chosen.append(top(t, softmax(t, masked), 1)[0])
         del mask, masked
     values = concatenate(t, chosen, (rows, moe.top_k), "routing weights")
     return values, t.alloc("chosen experts", (rows, moe.top_k), "int64", "one per token and slot")

@@ -56,8 +56,10 @@ def _adapter_input(w: Context, layer: Linear, prefix: str, given: Tensor, dtype:
 
 
 def _product(w: Context, x: Tensor, weight: Tensor, features: object, name: str) -> Tensor:
+    x = w.around.enter_adapter(weight, x)
     low_weight = w.autocast_low(weight)  # C++ casts the last argument first
-    return matmul(w.t, w.autocast_low(x), low_weight, (*x.shape[:-1], features), None, name)  # type: ignore[arg-type]
+    out = matmul(w.t, w.autocast_low(x), low_weight, (*x.shape[:-1], features), None, name)  # type: ignore[arg-type]
+    return w.around.leave_adapter(weight, out)
 
 
 def _low_rank(w: Context, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -79,7 +81,7 @@ def _lora(w: Context, layer: Linear, adapter: Adapter, given: Tensor, prefix: st
     dtype = result.dtype
     if _four(w, layer, prefix):
         result = copy(t, result, "clone", "peft clones a 4-bit layer's result")
-    x = _adapter_input(w, layer, prefix, given, a.dtype)
+    x = _adapter_input(w, layer, prefix, given, w.around.told(a))
     if not _quantized(w, layer, prefix):
         result = add(
             t, result, unary(t, "scale", _low_rank(w, _dropped(w, x), a, b), "scaled"), "with adapter"

@@ -130,7 +130,7 @@ class Run:
         for size in batch_sizes(setup):
             script.batch.append((out.alloc(0), size))
         trains = METHODS[setup.method].trains != "nothing"
-        kept: list[int] = []
+        kept = list(self.rank.until_backward())
         gradients: list[int] = []
         sampled: list[int] = []
         again = tasks.generated(setup).steps < setup.gradient_accumulation

@@ -16,7 +16,7 @@ from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import Linear, ModelSpec, Moe
 from memplan.planner.tables.errors import UsageError, nearest, unknown
 from memplan.planner.tables.methods import METHODS
-from memplan.planner.tables.peft_targets import ia3_feedforward, peft_targets
+from memplan.planner.tables.peft_targets import LINEAR_MODULES, ia3_feedforward, peft_targets
 from memplan.planner.tables.upcasts import is_expert
 
 R = symbol("R")
@@ -157,10 +157,10 @@ def targets(spec: ModelSpec, setup: Setup) -> set[str]:
     moved = set(_moved(spec, setup))
     chosen: set[str] = set()
     for target in named_targets(spec, setup):
-        if target == "all-linear" and spec.model_type in TUPLES:
-            name = TUPLES[spec.model_type]
+        tuples = TUPLES.get(spec.model_type, "")
+        if tuples and target in ("all-linear", tuples.rpartition(".")[2]):
             raise UsageError(
-                f"targets all-linear covers {name}, which returns a tuple: PEFT's layer fails there; use "
+                f"targets {target} covers {tuples}, which returns a tuple: PEFT's layer fails there; use "
                 "--targets attention"
             )
         if target == "all-linear":
@@ -179,6 +179,9 @@ def targets(spec: ModelSpec, setup: Setup) -> set[str]:
 
 def named_targets(spec: ModelSpec, setup: Setup) -> tuple[str, ...]:
     """The targets as a user names them, or PEFT's own for the method and the model type."""
+    if setup.targets == (LINEAR_MODULES,):
+        names = {linear.name for linear, _, _ in linears(spec)} - {spec.head_name}
+        return tuple(sorted({name.rpartition(".")[2] for name in names}))
     if setup.targets != ("peft-default",):
         return setup.targets
     return peft_targets(spec.whole_type or spec.model_type, METHODS[method_of(setup)].peft_type)

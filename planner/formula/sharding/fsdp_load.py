@@ -34,6 +34,8 @@ def _brought(plan: FsdpPlan, rank: int) -> Events:
     last: list[int] = []
     for unit in _units(plan):
         whole = [(out.alloc(_bytes(each, rank)), plan.outlasts(each[0])) for each in unit]
+        for nbytes in plan.constants_of((stored for stored, _ in unit), rank):
+            out.alloc(nbytes)
         for each in unit:
             _cut(plan, out, each, rank)
         out.free(*(each for each, outlasts in whole if not outlasts))

@@ -9,6 +9,8 @@ event:
 * backward: before a unit the next one below is gathered ahead (`_backward_prefetch`). After it parameters go,
   whole gradients are copied into the reduce-scatter's input, go, and leave this rank's part. The input is
   held until the next unit is there.
+* between replicas (HSDP) that part is averaged in place, in the dtype in which they are reduced; where
+  another one is kept, it stays until the backward ends (torch 2.13 _fsdp_param_group.py AllReduceState);
 * gradient accumulation under accelerate's `no_sync` reduces nothing: whole gradients stay on every rank until
   the last micro-batch.
 """
@@ -58,6 +60,7 @@ class FsdpSchedule(StrategyHooks):
         self.held: Tensor | None = None  # all-gather output of the unit before
         self.reducing: Tensor | None = None  # reduce-scatter input of the unit before
         self.parts: list[Tensor] = []  # sharded gradients
+        self.averaged: list[Tensor] = []  # inputs of the all-reduce between replicas
         self.backward = False
         self.waiting: dict[
             str, int
@@ -132,6 +135,8 @@ class FsdpSchedule(StrategyHooks):
                 self._after(one)
             one.gathering = None
         self.reducing = None
+        with self.t.dropping():
+            self.averaged.clear()
 
     # ---- events --------------------------------------------------------------------------------------------
 
@@ -247,6 +252,8 @@ class FsdpSchedule(StrategyHooks):
         if any(m.computed != m.kept.dtype for m in reduced):
             narrow = [(m.part, m.computed) for m in reduced]
             made = self._alloc(unit, "reduce-scatter output", narrow, "before it is cast", REDUCES)
+            if self.setup.replicas > 1:
+                self.averaged.append(made)
         why = "this rank's part of the gradients, in the dtype that is kept"
         sizes = [(m.part, m.kept.dtype) for m in reduced]
         kept = self._alloc(unit, "gradients", sizes, why, REDUCES, "gradients")

@@ -7,7 +7,7 @@ everything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from memplan.planner.formula.forward.context import Context
@@ -34,6 +34,7 @@ class StrategyHooks:
 
     accumulates = True  # gradients of earlier micro-batches are whole, and the step itself makes their rows
     frees = False  # gradients go with the optimizer's step
+    outside = False  # around a checkpointed layer, not inside it
     keeps = False  # some of what a forward without a backward gathers is there in the next one
 
     def enter(self, unit: str, given: Tensor, place: int | None = None, key: int | None = None) -> Tensor:
@@ -100,6 +101,16 @@ class ShardingPlan:
     def wrap(self, out: Events, rank: int) -> list[int]:
         """Write what wrapping the loaded model allocates and frees; the ids of what `regroup` replaces."""
         return []
+
+    def constants_of(self, tensors: Iterable[ParameterSpec], rank: int) -> Iterator[int]:
+        """Bytes of what stands beside one each of quantized tensors, and goes to the device with it."""
+        for tensor in tensors:
+            for row in self.stored.constants(tensor):
+                yield row.size.evaluate({"R": rank}) // row.count
+
+    def until_backward(self) -> Sequence[int]:
+        """The ids of what the load left and the first forward lets go."""
+        return ()
 
     def races(self) -> bool:
         """Whether a race of threads decides when something goes that `regroup` replaces."""

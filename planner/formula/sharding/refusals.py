@@ -65,13 +65,22 @@ def _impossible(s: Setup) -> Iterator[tuple[bool, str]]:
         s.parallel == "fsdp" and s.fsdp_version == 2 and OPTIMIZERS[s.optimizer].library == "bitsandbytes",
         f"{s.optimizer} cannot step under FSDP2: bitsandbytes 0.50 has no rule for its sharded "
         "tensors (DTensor), and torch stops the run; choose --optimizer "
-        "adamw_torch_fused, --parallel zero2 or zero3, or --set fsdp_version=1",
+        "adamw_torch_fused, or --parallel fsdp1, zero2 or zero3",
     )
     yield (
         s.parallel == "fsdp" and s.quant_type in FOUR_BIT and s.quant_storage not in ("uint8", wide),
         f"quant_storage {s.quant_storage} would be cast to {wide} by mixed precision, which breaks packed "
         "weights: set "
         f"quant_storage={wide}",
+    )
+    yield (
+        s.parallel == "fsdp"
+        and s.fsdp_version == 1
+        and s.quant_type in FOUR_BIT
+        and (s.quant_storage == "uint8" or s.kbit_prepare),
+        "FSDP1 joins a layer's tensors in one of a floating dtype, and torch stops the run at packed weights "
+        f"stored as {s.quant_storage} beside others: set quant_storage={wide} and kbit_prepare=false, or "
+        "--parallel fsdp2",
     )
     yield (
         s.parallel == "zero3" and s.quant_type != "none" and storage != wide,

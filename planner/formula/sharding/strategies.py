@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from memplan.planner.inputs.setup import Setup
+from memplan.planner.tables.methods import METHODS
+from memplan.planner.tables.parallel import named
 
 FOUR_BIT = ("nf4", "fp4")
 UNRECORDED = "no multi-GPU run has been recorded, so the error of these numbers is unknown"
@@ -52,12 +54,35 @@ PARALLEL: dict[str, Parallel] = {
                 "a unit's whole gradients and the reduce-scatter's input",
                 "float32 masters of what is trained where mixed precision is on (accelerate, without 4-bit "
                 "weights)",
+                "between replicas (`--set replicas=N`, HSDP; the GPUs are those of one), where mixed "
+                "precision is on, this rank's parts of all gradients in the dtype in which they are reduced, "
+                "until the backward ends",
                 "in the load peak, a quantized model whole beside its parts: it is loaded onto every GPU, "
                 "and accelerate holds what it cuts; with a loader that keeps it on the host "
                 "(`load_on_host`, axolotl's cpu_ram_efficient_loading), one whole unit",
             ),
             "torch 2.13 distributed/fsdp/_fully_shard; accelerate 1.15 utils/fsdp_utils.py "
             "fsdp2_prepare_model",
+            ("none", "all"),
+        ),
+        Parallel(
+            "fsdp1",
+            ("parameters", "gradients", "optimizer states"),
+            (
+                "one flat tensor of each layer and of what is outside of them, gathered while it computes: "
+                "in the backward of two layers with backward_prefetch pre; the root's all the time",
+                "a unit's whole gradients, and once more joined in a flat one",
+                "float32 masters of what is trained where mixed precision is on (accelerate); until the "
+                "first forward the parts in 16 bit beside them with use_orig_params",
+                "with use_orig_params a float32 copy of every adapter's input: between forwards a module "
+                "has its part, in the dtype that is kept (peft 0.21 tuners/tuners_utils.py _cast_input_dtype)",
+                "in the load peak a unit's tensors, their flat copy and the part; a quantized model is whole "
+                "on every GPU before",
+                "what is reserved for units that the GPU has not come to the end of: the host is ahead by two "
+                "(limit_all_gathers)",
+            ),
+            "torch 2.14 distributed/fsdp/{_flat_param,_runtime_utils}.py; accelerate 1.15 accelerator.py "
+            "prepare_model; `--parallel fsdp1` is fsdp with fsdp_version 1",
             ("none", "all"),
         ),
         Parallel(
@@ -91,7 +116,28 @@ PARALLEL: dict[str, Parallel] = {
         ),
     )
 }
+FLATTENED = ("full", "freeze", "lora", "qlora")
+"""Methods that FSDP1 has a rule for: each unit is trained or frozen as a whole."""
 SHARDED = tuple(row.name for row in PARALLEL.values() if row.divides)
+
+
+def flattens(setup: Setup) -> bool:
+    """Whether a setup is one of FSDP1 that has a rule of its own: parameters in flat tensors, of one kind in
+    each unit. Adapters are units of their own (peft 0.21 utils/other.py fsdp_auto_wrap_policy); other trained
+    tensors inside of a frozen unit would make whole gradients of all of it.
+    """
+    if setup.parallel != "fsdp" or setup.fsdp_version != 1 or setup.gpus == 1:
+        return False  # one rank alone: torch turns to NO_SHARD (fsdp/_init_utils.py _init_core_state)
+    without = (
+        setup.optimizer_in_backward,
+        bool(setup.target_parameters or setup.modules_to_save or setup.trained_parameters),
+        bool(setup.fused_kernels and setup.method != "full"),
+        setup.checkpoint_quant != "none",
+        setup.quant_type not in ("none", *FOUR_BIT),
+        setup.reference == "model" or setup.teacher is not None,
+        setup.adapter is not None,
+    )
+    return setup.method in FLATTENED and not any(without)
 
 
 def compute_dtype(setup: Setup) -> str:
@@ -112,9 +158,13 @@ def seen(setup: Setup) -> Setup:
     if setup.parallel == "fsdp" and setup.autocast == "none":
         return setup.with_(outputs_fp32=False)
     dtype = compute_dtype(setup)
+    # FSDP1's forward stays in autocast, and its outputs become float32 (accelerator.py `prepare_model`)
+    cast = (
+        (setup.autocast, setup.outputs_fp32) if flattens(setup) and setup.loop.prepares else ("none", False)
+    )
     return setup.with_(
-        autocast="none",
-        outputs_fp32=False,
+        autocast=cast[0],
+        outputs_fp32=cast[1],
         weight_dtype=dtype,
         adapter_dtype=dtype,
         trainable_dtype="weight",
@@ -124,8 +174,8 @@ def seen(setup: Setup) -> Setup:
 
 
 def stored(setup: Setup) -> Setup:
-    """How parameters are kept: float32 for what is trained under accelerate's FSDP2 with mixed precision,
-    unless weights are 4-bit (accelerate 1.15 utils/fsdp_utils.py); DeepSpeed keeps what it computes with, and
+    """How parameters are kept: float32 for what is trained under accelerate's FSDP with mixed precision,
+    under FSDP2 unless weights are 4-bit (accelerate 1.15 utils/fsdp_utils.py, accelerator.py); DeepSpeed keeps what it computes with, and
     float32 masters beside it.
     """
     if setup.parallel.startswith("zero"):
@@ -134,7 +184,7 @@ def stored(setup: Setup) -> Setup:
         setup.parallel == "fsdp"
         and setup.autocast != "none"
         and setup.loop.prepares
-        and setup.quant_type not in FOUR_BIT
+        and (setup.quant_type not in FOUR_BIT or flattens(setup))
     )
     return setup.with_(trainable_dtype="float32") if upcast else setup
 
@@ -165,10 +215,15 @@ def warnings(engine: str, setup: Setup) -> tuple[str, ...]:
         )
     if setup.gpus == 1:
         found.append(f"{setup.parallel} with one rank shards nothing: set the number of GPUs with --gpus N")
-    if setup.parallel == "fsdp" and setup.fsdp_version == 1:
+    if setup.parallel == "fsdp" and setup.fsdp_version == 1 and not flattens(setup):
         found.append(
-            "FSDP1 is predicted as FSDP2: it flattens the parameters of a unit and pads them together, a "
-            "few elements a unit"
+            f"FSDP1 of {setup.method} with these settings is predicted as FSDP2: its own rule is for "
+            f"{', '.join(FLATTENED)} on linear layers"
+        )
+    if flattens(setup) and METHODS[setup.method].trains == "adapter" and not setup.loop.prepares:
+        found.append(
+            "FSDP1 with adapters: each is assumed to be wrapped by itself, as PEFT's fsdp_auto_wrap_policy does; "
+            "inside a layer's unit they make whole gradients of its frozen weights"
         )
     if setup.parallel == "fsdp" and setup.quant_type in FOUR_BIT and setup.quant_storage == "uint8":
         found.append(
@@ -185,7 +240,7 @@ def warnings(engine: str, setup: Setup) -> tuple[str, ...]:
 
 def assumptions(setup: Setup) -> Iterator[str]:
     """What is taken for granted of the strategy."""
-    row = PARALLEL[setup.parallel]
+    row = PARALLEL[named(setup.parallel, setup.fsdp_version)]
     if wraps(setup):
         divided = f"divides {', '.join(row.divides)}" if row.divides else "every rank holds everything"
         yield f"one rank of {setup.gpus}: {row.name} {divided}, and adds what docs/parallel.md lists"

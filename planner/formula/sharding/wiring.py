@@ -7,7 +7,7 @@ from collections.abc import Callable
 from memplan.planner.formula.parameters import ParameterTable
 from memplan.planner.formula.sharding.plan import Schedule, ShardingPlan
 from memplan.planner.formula.sharding.refusals import refuse_sharding
-from memplan.planner.formula.sharding.strategies import seen, stored, wraps
+from memplan.planner.formula.sharding.strategies import flattens, seen, stored, wraps
 from memplan.planner.inputs.setup import Setup
 from memplan.planner.inputs.spec import ModelSpec
 from memplan.planner.inputs.tasks import headed
@@ -21,7 +21,7 @@ def sharding_plan(spec: ModelSpec, setup: Setup) -> ShardingPlan:
     spec = headed(spec, setup)
     if not wraps(setup):
         return ShardingPlan(ParameterTable(spec, setup))
-    plan, schedule = _kinds()[setup.parallel]
+    plan, schedule = _kinds()["fsdp1" if flattens(setup) else setup.parallel]
     rank = plan(ParameterTable(spec, stored(setup)), ParameterTable(spec, seen(setup)))
     rank.schedule = schedule
     return rank
@@ -32,6 +32,8 @@ def _kinds() -> dict[str, tuple[Callable[..., ShardingPlan], Schedule]]:
     pay for them.
     """
     from memplan.planner.formula.sharding.ddp import DdpHooks, DdpPlan
+    from memplan.planner.formula.sharding.fsdp1_load import Fsdp1Rank
+    from memplan.planner.formula.sharding.fsdp1_schedule import Fsdp1Schedule
     from memplan.planner.formula.sharding.fsdp_load import FsdpRank
     from memplan.planner.formula.sharding.fsdp_schedule import FsdpSchedule
     from memplan.planner.formula.sharding.zero import Zero3Plan, ZeroPlan
@@ -40,6 +42,7 @@ def _kinds() -> dict[str, tuple[Callable[..., ShardingPlan], Schedule]]:
 
     return {
         "ddp": (DdpPlan, DdpHooks),
+        "fsdp1": (Fsdp1Rank, Fsdp1Schedule),
         "fsdp": (FsdpRank, FsdpSchedule),
         "zero1": (ZeroPlan, Zero12Schedule),
         "zero2": (ZeroPlan, Zero12Schedule),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from memplan.planner.formula.symbolic.expr import Expr, const, product
@@ -38,6 +38,7 @@ class Region:
     start: int | None = None
     forward: Span | None = None
     backward: Span | None = None
+    left: dict[int, int] = field(default_factory=dict)  # and in the backward pass
 
 
 class Span(NamedTuple):
@@ -234,8 +235,8 @@ class Recorder:
         start = len(self.log)
         yield
         freed = {index for index, change in self.log[start:] if index >= 0 and change < 0}
-        for region in self.walked:
-            gone = {index: -count for index, count in region.extra.items() if index in freed}
+        for extra in (extra for region in self.walked for extra in (region.extra, region.left)):
+            gone = {index: -count for index, count in extra.items() if index in freed and count > 0}
             if gone:
                 self.dropped.add(len(self.log))
                 self.log.append((-1, gone))
@@ -275,7 +276,7 @@ class Recorder:
             if region.start is not None:
                 self._at_bounds()
                 region.backward = Span(region.start, len(self.log))
-                self._jump(region.start, region.times)
+                region.left = self._jump(region.start, region.times)
             self.regions.pop()
 
     def _at_bounds(self) -> None:

@@ -39,6 +39,14 @@ from memplan.planner.trace.device.kernels_products import (
     grouped_product,
     product,
 )
+from memplan.planner.trace.device.kernels_vision import (
+    convolution,
+    masked_scatter,
+    masked_scatter_backward,
+    reach,
+    repeat_interleave,
+    unique,
+)
 from memplan.planner.trace.device.reduction import converted, reduction
 from memplan.planner.trace.device.rule import KernelRule, OpCall, Workspace, bytes_of
 
@@ -140,7 +148,7 @@ _FOREACH = _names("""
     _fused_adam _fused_adamw _fused_sgd _fused_adagrad _amp_foreach_non_finite_check_and_unscale
 """)
 _NOTHING = _names("_unsafe_view set_ _local_scalar_dense _amp_update_scale_")
-_REDUCTIONS = _names("amax amin max min argmax argmin norm linalg_vector_norm any all")
+_REDUCTIONS = _names("amax amin max min argmax argmin norm linalg_vector_norm any all _is_all_true")
 
 RULES: dict[str, KernelRule] = {
     **{f"aten::{name}{end}": _LOOPS for name in _POINTWISE for end in ("", "_")},
@@ -181,6 +189,46 @@ RULES: dict[str, KernelRule] = {
         )
     },
     "aten::index": KernelRule("native/cuda/IndexKernel.cu, native/TensorAdvancedIndexing.cpp", index),
+    **{
+        f"aten::{name}": KernelRule(
+            "native/Convolution.cpp, native/cudnn/ConvShared.cpp, native/cudnn/Conv_v8.cpp run_conv_plan",
+            convolution,
+            reach=reach,
+            status="library",
+        )
+        for name in ("convolution", "convolution_backward")
+    },
+    "aten::masked_scatter": KernelRule(
+        "native/cuda/IndexKernel.cpp, native/cuda/IndexKernel.cu (its sizes: a dry run of torch 2.14)",
+        masked_scatter,
+    ),
+    "aten::masked_scatter_backward": KernelRule(
+        "native/TensorAdvancedIndexing.cpp, native/cuda/IndexKernel.cpp, native/cuda/Nonzero.cu",
+        masked_scatter_backward,
+    ),
+    "aten::_unique2": KernelRule("native/cuda/Unique.cu, native/cuda/UniqueCub.cu", unique),
+    "aten::unique_consecutive": KernelRule(
+        "native/cuda/Unique.cu: the outputs as long as the input; left out: cub's scratch, a KiB"
+    ),
+    "aten::repeat_interleave": KernelRule("native/Repeat.h, native/cuda/Repeat.cu", repeat_interleave),
+    "aten::repeat": KernelRule("native/TensorShape.cpp repeat: filled and copied into, the output alone"),
+    **{
+        f"aten::{name}": KernelRule(
+            "native/cuda/AveragePool2d.cu, native/cuda/UpSample*.cu: inputs made contiguous",
+            _contiguous_first(0),
+        )
+        for name in (
+            "avg_pool2d",
+            "avg_pool2d_backward",
+            *(
+                f"upsample_{way}2d{end}"
+                for way in ("nearest", "bilinear", "bicubic")
+                for end in ("", "_backward")
+            ),
+            *(f"_upsample_{way}2d_aa{end}" for way in ("bilinear", "bicubic") for end in ("", "_backward")),
+        )
+    },
+    "aten::bucketize": KernelRule("native/cuda/Bucketization.cu: the output alone"),
     "aten::cat": KernelRule("native/cuda/Shape.cu: the output alone"),
     "aten::log_sigmoid_forward": KernelRule(
         "native/cuda/ActivationLogSigmoidKernel.cu, native/Activation.cpp: the output; its buffer is the CPU's"

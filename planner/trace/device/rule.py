@@ -12,7 +12,8 @@ from torch import Tensor
 
 from memplan.planner.trace.device.target import Target
 
-Status = Literal["measured", "source", "unknown"]
+Status = Literal["measured", "source", "library", "unknown"]
+"""library: known but for what a closed library takes beside, whose documented reach the rule has."""
 
 
 class Workspace(NamedTuple):
@@ -36,6 +37,7 @@ class OpCall(NamedTuple):
 
 
 Finder = Callable[[OpCall], Iterable[Workspace]]
+Reach = Callable[[OpCall], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,10 @@ class KernelRule:
     )
     status: Status = "source"
     order: tuple[int, ...] = ()
+    reach: Reach | None = None
+    """Of a closed library's kernels, whose workspace nobody can know: the most bytes that its documented
+    algorithms need beside each output, while that is made.
+    """
 
 
 def bytes_of(tensor: Tensor) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 
 from memplan.planner.trace.events.layout import (
@@ -249,7 +249,7 @@ class _Stretch:
 
 def _like(storage: Storage, new: int, nbytes: int, layer: int | None, born: int) -> Storage:
     shape = storage.shape if nbytes == storage.nbytes else (nbytes,)
-    return replace(storage, id=new, nbytes=nbytes, layer=layer, born=born, died=None, shape=shape)
+    return storage.again(new, born, nbytes, shape, layer, storage.call)
 
 
 def stretch(small: Log, stand_ins: Sequence[int], sizes: dict[int, int] | None = None) -> Log:

@@ -34,11 +34,47 @@ class Storage:
     name: str = ""
     saved: bool = False
     held: bool = False  # by a thread's handle, until it exits: a cuBLAS workspace
+    # bytes that a closed library's documented algorithms may take beside while one makes this storage
+    reach: int = 0
     died: int | None = None  # index of its release among the events
     stream: str = ""  # that asks for it, where another one computes
     # where kernels' calls are kept (trace/calls.py): the call that a storage of no bytes stands for, BY_DEPTH
     # where another depth makes another call, and OF_CALL for a workspace of the call around it
     call: Any = None
+
+    def again(
+        self,
+        number: int,
+        born: int,
+        nbytes: int,
+        shape: tuple[int, ...],
+        layer: int | None,
+        call: Any = None,
+    ) -> Storage:
+        """This storage as another log has it, where it is number `number`, born at its event `born` and not
+        yet dead; what a library may take beside it grows with it. (`dataclasses.replace` takes six times as
+        long, and a log has a million.)
+        """
+        return Storage(
+            number,
+            nbytes,
+            self.op,
+            self.module,
+            layer,
+            shape,
+            self.dtype,
+            self.moment,
+            born,
+            self.via,
+            self.component,
+            self.name,
+            self.saved,
+            self.held,
+            -(-self.reach * nbytes // self.nbytes) if self.reach else 0,
+            None,
+            self.stream,
+            call,
+        )
 
 
 @dataclass(slots=True)

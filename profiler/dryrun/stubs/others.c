@@ -2,7 +2,7 @@
 #include "stub.h"
 
 #if defined LIB_cudnn
-API size_t cudnnGetVersion(void) { return 91000; }
+API size_t cudnnGetVersion(void) { return 92400; }
 API size_t cudnnGetCudartVersion(void) { return STUB_CUDA; }
 API int cudnnCreate(void **handle) { *handle = stub_handle(); return SUCCESS; }
 API const char *cudnnGetErrorString(UNUSED int s) { return "status of a stub"; }
