@@ -11,7 +11,8 @@ from typing import Any
 from memplan.planner.inputs.setup import FIELDS, resolve
 from memplan.planner.tables.defaults import BASE, BASE_SOURCES
 from memplan.planner.tables.methods import METHODS
-from memplan.planner.tables.recipes import RECIPES, Recipe
+from memplan.planner.tables.recipe_row import Recipe
+from memplan.planner.tables.recipes import RECIPES
 
 SHOWN = ("lora", "full", "qlora")
 """The methods whose defaults a table shows: the others follow lora, plus what `METHODS` says they bring."""
