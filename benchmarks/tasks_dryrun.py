@@ -358,9 +358,10 @@ none (SimPO), and drops it before training: it is not in `load`. The formula has
 RLOO of whole logits, which the trace answers. KTO's second model returns its keys and values too, since
 nobody switches them off there.
 
-TRL 1.15's release notes print 1.14.2's peak of DPO (gemma-3-1b, 8,192 tokens, H100): 48.97 GiB; the trace
-with `trl=1.14` has 48.75. LLaMA-Factory 0.9.5's KTO (llama-3.2-1b, LoRA, 4 x 512, H100), run dry by its own
-command's code: 8,702.8 MiB; the trace is 0.001 % below it, and reserves the same.
+TRL 1.15's release notes print 1.14.2's peaks (gemma-3-1b, 8,192 tokens, H100): DPO 48.97 GiB, KTO 64.91, GRPO
+24.15; the trace with `trl=1.14` has 48.75, 64.75 and 24.17. LLaMA-Factory 0.9.5's KTO (llama-3.2-1b, LoRA,
+4 x 512, H100), run dry by its own command's code: 8,702.8 MiB; the trace is 0.001 % below it, and reserves
+the same.
 
 ## Sampling
 

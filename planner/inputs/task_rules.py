@@ -7,7 +7,7 @@ from typing import Any
 
 from memplan.planner.tables.heads import NEW_HEADS
 from memplan.planner.tables.methods import METHODS
-from memplan.planner.tables.tasks import TASKS, WHOLE_LOGITS
+from memplan.planner.tables.tasks import OWN_ADAPTERS, TASKS, WHOLE_LOGITS
 
 PROMPTS = ("prefix-tuning", "prompt-tuning", "p-tuning")
 
@@ -101,9 +101,8 @@ def contradictions(s: Any) -> list[tuple[bool, str]]:
             "leave packing out",
         ),
         (
-            # trl 1.16 experimental/utils.py peft_module_casting_to_bf16: norms in fp32, the head in 16 bit;
-            # axolotl 0.19 core/builders/rl.py makes the adapters of ORPO and CPO itself, without it
-            (task.joined and s.recipe != "axolotl" or not task.checkpoints) and s.quant_type != "none",
+            # trl 1.16 experimental/utils.py peft_module_casting_to_bf16: norms in fp32, the head in 16 bit
+            (task.joined and s.recipe not in OWN_ADAPTERS or not task.checkpoints) and s.quant_type != "none",
             f"{said} has no rule for {s.quant_type} weights, whose norms and head its trainer casts: "
             "use --method lora",
         ),

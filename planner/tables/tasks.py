@@ -333,6 +333,10 @@ HOLDS_LOGITS = ("llamafactory",)
 """Recipes whose DPO names the model's logits until the loss is there; torchtune's drops them before its
 reference runs (recipes/lora_dpo_single_device.py)."""
 
+OWN_ADAPTERS = ("axolotl",)
+"""Recipes that hand ORPO's and CPO's trainers a model with its adapters, so that TRL casts nothing of a quantized
+base (axolotl 0.19 core/builders/rl.py build)."""
+
 FUNCTIONAL_DROPOUT = ("opt",)
 """Model types whose every dropout is a function's argument, which no trainer zeroes (transformers 5.24
 models/opt/modeling_opt.py)."""
