@@ -27,27 +27,18 @@ JUDGED: dict[str, dict[str, str]] = {
         """,
         "the optimizer's numbers, not its states": "max_steps",
         "names data, templates or tokens": """
-            added_tokens_overrides balance_labels chat_template chat_template_*
-            default_system_message eot_tokens fix_untrained_tokens label_balance_*
-            preprocess_iterable total_num_tokens total_supervised_tokens val_size
+            added_tokens_overrides balance_labels fix_untrained_tokens label_balance_* val_size
         """,
         "evaluation, saving and logging are outside the training step": """
-            early_stopping_patience evals_per_epoch generate_samples generation_* include_tkps
-            include_tokens_per_second load_best_model_at_end logging_* num_generation_samples
-            profiler_* save_* saves_per_epoch sync_profiler_*
+            early_stopping_patience evals_per_epoch load_best_model_at_end profiler_* save_*
+            saves_per_epoch sync_profiler_*
         """,
-        "the tokenizer, or where the model comes from": "is_*_derived_model model_type",
-        "how data reaches the host, and randomness": """
-            accelerator_config axolotl_config_path is_preprocess low_cpu_mem_usage
-            sample_packing_eff_est
-        """,
+        "the tokenizer, or where the model comes from": "model_type",
+        "how data reaches the host, and randomness": "accelerator_config",
         "precision of products, or a detail of a switch reported by itself": """
             cut_cross_entropy_* fa_varlen_kwargs_in_collator flash_optimum peft_layers_pattern
-            rl_beta
         """,
-        "numbers of a loss, or details of a switch reported by itself": """
-            cpo_alpha evaluation_strategy export kto_* nvfp4_merge_aware orpo_alpha simpo_gamma
-        """,
+        "numbers of a loss, or details of a switch reported by itself": "export nvfp4_merge_aware",
         "where it runs": "cloud",
         "the environment of reinforcement learning, reported by rl": "nemo_gym_*",
         "details of a switch reported by itself": """
