@@ -197,6 +197,10 @@ RULES: dict[str, Rule] = {
     "ple_cpu_offload": not_modelled("tables on the host", errs="high"),
     "lora_on_cpu": not_modelled("adapters on the host", errs="high"),
     "reinit_weights": not_modelled("a model of random weights, made another way"),
+    "fix_untrained_tokens": not_modelled("embeddings and head train too", errs="low"),
+    "save_first_step": not_modelled(
+        "a save after the first step, which keeps a tensor: --set save=true counts the save", errs="low"
+    ),
     "relora": not_modelled("restarts, which merge adapters into the base between two steps", errs="low"),
     "torch_compile": not_modelled(
         "a compiled step frees and fuses tensors differently", ("auto",), errs="high"
@@ -249,7 +253,7 @@ RULES: dict[str, Rule] = {
         eot_tokens train_on_inputs streaming* curriculum_sampling push_dataset_to_hub hf_use_auth_token
         excess_length_strategy min_sample_len max_prompt_len balance_labels label_balance_* sample_packing_*
         multipack_real_batches use_pose pose_* pretrain_* pretraining_sample_concatenation preprocess_iterable
-        fix_untrained_tokens total_num_tokens total_supervised_tokens
+        total_num_tokens total_supervised_tokens
     """,
     ),
     **ignored(
