@@ -25,6 +25,7 @@ VALUES: dict[str, Any] = {
     "eval_strategy": "epoch",
     "evaluation_strategy": "epoch",
     "learning_rate": 0.01,
+    "max_steps": 3,
     "logging_steps": 1,
     "lr_scheduler": "cosine",
     "lr_groups": [{"name": "x", "modules": ["q_proj"], "lr": 0.1}],
@@ -83,7 +84,8 @@ READ = {
         )
     },
     "added_tokens_overrides": "axolotl 0.19 loaders/tokenizer.py: other names of reserved tokens",
-    "flash_optimum": "axolotl 0.19 loaders/patch_manager.py: BetterTransformer, which transformers 5 lacks",
+    "flash_optimum": "axolotl 0.19 loaders/model.py: BetterTransformer, which transformers 5 lacks",
+    "profiler_steps": "axolotl 0.19 utils/callbacks/profiler.py: records the allocator",
     "hub_model_id": "axolotl 0.19 core/builders/base.py: uploads what is saved",
     "resume_from_checkpoint": "axolotl 0.19 train.py execute_training: tensors of the same size",
     "use_ray": "axolotl 0.19 cli/train.py: the same training function on a worker",

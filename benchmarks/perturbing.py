@@ -112,6 +112,8 @@ class Watch:
     def begin(self, model: Any = None) -> None:
         """An optimizer step begins: what is recorded is the last one's."""
         gc.collect()  # what is garbage by now is not the step's
+        for tensor in () if model is None else (*model.parameters(), *model.buffers()):
+            self.made(tensor)  # a weight that no op returned yet, as files map it
         self.step, self.peak, self._open = Counter(), self._now, True
         if model is not None:
             self.parameters = Counter(

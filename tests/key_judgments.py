@@ -25,13 +25,11 @@ JUDGED: dict[str, dict[str, str]] = {
         "which class is a decoder layer, how the model is loaded or saved, or FSDP1's own scheduling": """
             fsdp_config.*transformer_layer_cls_to_wrap
         """,
-        "the optimizer's numbers, not its states": "max_steps",
-        "names data, templates or tokens": "added_tokens_overrides balance_labels label_balance_* val_size",
-        "evaluation, saving and logging are outside the training step": "profiler_* save_* sync_profiler_*",
+        "names data, templates or tokens": "balance_labels label_balance_* val_size",
+        "evaluation, saving and logging are outside the training step": "sync_profiler_*",
         "the tokenizer, or where the model comes from": "model_type",
-        "how data reaches the host, and randomness": "accelerator_config",
         "precision of products, or a detail of a switch reported by itself": """
-            cut_cross_entropy_* fa_varlen_kwargs_in_collator flash_optimum
+            cut_cross_entropy_* fa_varlen_kwargs_in_collator
         """,
         "numbers of a loss, or details of a switch reported by itself": "export nvfp4_merge_aware",
         "where it runs": "cloud",

@@ -22,7 +22,6 @@ MOVES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("llamafactory", {"add_tokens": "<a>,<b>"}, {"add_tokens": None}),
     ("llamafactory", {"add_special_tokens": "<a>"}, {"add_special_tokens": ""}),
     ("axolotl", {"fix_untrained_tokens": 5}, {"fix_untrained_tokens": None}),
-    ("axolotl", {"save_first_step": True}, {"save_first_step": False}),
     ("axolotl", {"reinit_weights": True}, {"reinit_weights": False}),
     ("trl", {"env": {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}}, {"env": {"WANDB_MODE": "offline"}}),
     ("unsloth", {"lora": {"finetune_mlp_modules": False}}, {"lora": {"finetune_mlp_modules": True}}),

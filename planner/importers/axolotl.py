@@ -198,9 +198,6 @@ RULES: dict[str, Rule] = {
     "lora_on_cpu": not_modelled("adapters on the host", errs="high"),
     "reinit_weights": not_modelled("a model of random weights, made another way"),
     "fix_untrained_tokens": not_modelled("embeddings and head train too", errs="low"),
-    "save_first_step": not_modelled(
-        "a save after the first step, which keeps a tensor: --set save=true counts the save", errs="low"
-    ),
     "relora": not_modelled("restarts, which merge adapters into the base between two steps", errs="low"),
     "torch_compile": not_modelled(
         "a compiled step frees and fuses tensors differently", ("auto",), errs="high"
