@@ -15,16 +15,38 @@ JUDGED: dict[str, dict[str, str]] = {
         """,
     },
     "accelerate": {  # accelerate 1.15 commands/config/config_args.py, utils/dataclasses.py
-        "which class is a decoder layer, how the model is loaded or saved, or FSDP1's own scheduling": """
+        "which class is a decoder layer, or how the model is loaded or saved": """
             fsdp_config.*transformer_layer_cls_to_wrap
         """,
         "saving, launching or clipping": "deepspeed_config.seq_parallel_communication_data_type",
         "where ranks run and how they meet": "zero_stage_note",
     },
     "axolotl": {  # axolotl 0.19 utils/schemas/, core/builders/base.py, loaders/
-        "which class is a decoder layer, how the model is loaded or saved, or FSDP1's own scheduling": """
+        "which class is a decoder layer, or how the model is loaded or saved": """
             fsdp_config.*transformer_layer_cls_to_wrap
         """,
+        "numbers of the loss and of rewards, a few for each token": """
+            trl.delta trl.entropy_coef trl.entropy_coef_* trl.entropy_target trl.epsilon
+            trl.epsilon_high trl.importance_sampling_level trl.loss_type
+            trl.mask_truncated_completions trl.multi_objective_aggregation trl.num_iterations
+            trl.off_policy_mask_threshold trl.ref_model_mixup_alpha trl.ref_model_sync_steps
+            trl.reward_weights trl.sapo_* trl.scale_rewards trl.temperature trl.use_adaptive_entropy
+            trl.use_bias_correction_kl trl.vespo_* trl.vllm_importance_sampling_*
+        """,
+        "what is generated with, not how much": """
+            trl.chat_template_kwargs trl.ds3_gather_for_generation trl.log_completions
+            trl.log_multimodal trl.log_unique_prompts trl.max_tool_calling_iterations
+            trl.num_completions_to_print trl.num_generations_eval trl.vllm_group_port
+            trl.vllm_guided_decoding_regex trl.vllm_max_model_length trl.vllm_model_impl
+            trl.vllm_server_* trl.vllm_structured_outputs_regex
+        """,
+        "details of something that is reported where it is on, or numbers of rewards": """
+            trl.entropy_* trl.generation_kwargs trl.prefetch_depth trl.ref_model_*
+            trl.replay_recompute_logps trl.reroll_* trl.reward_num_workers
+            trl.reward_processing_classes trl.skip_zero_advantage_batches trl.streaming_* trl.vllm_*
+            trl.vllm_lora_sync trl.vllm_sync_interval
+        """,
+        "how vLLM serves, within its share": "vllm.*",
         "names data, templates or tokens": "balance_labels label_balance_* val_size",
         "evaluation, saving and logging are outside the training step": "sync_profiler_*",
         "the tokenizer, or where the model comes from": "model_type",
@@ -40,6 +62,8 @@ JUDGED: dict[str, dict[str, str]] = {
         "a setting that axolotl replaces or no longer reads": """
             gptq_disable_exllama gptq_groupsize gptq_model_v1 torch_dtype
         """,
+        "a setting that axolotl refuses since": "flash_attn_rms_norm max_packed_sequence_len",
+        "the checkpoint's own quantization_config is read": "gptq",
     },
     "llamafactory": {  # llamafactory 0.9.5 hparams/
         "Megatron's own switches, reported by use_mca": """

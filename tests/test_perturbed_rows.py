@@ -19,8 +19,6 @@ def zero(**keys: Any) -> dict[str, Any]:
 
 MOVES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("hf", {"debug": "underflow_overflow"}, {"debug": "tpu_metrics_debug"}),
-    ("llamafactory", {"add_tokens": "<a>,<b>"}, {"add_tokens": None}),
-    ("llamafactory", {"add_special_tokens": "<a>"}, {"add_special_tokens": ""}),
     ("axolotl", {"fix_untrained_tokens": 5}, {"fix_untrained_tokens": None}),
     ("axolotl", {"reinit_weights": True}, {"reinit_weights": False}),
     ("trl", {"env": {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}}, {"env": {"WANDB_MODE": "offline"}}),
