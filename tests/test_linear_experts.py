@@ -60,6 +60,7 @@ def test_the_name_of_a_copy_says_that_its_experts_are_linear():
     copy = find("axolotl-quants/Llama-4-Scout-17B-16E-Linearized-bnb-nf4-bf16")
     assert copy.name == "llama-4-scout" and copy.config["linear_experts"] is True
     assert "linear_experts" not in find("llama-4-scout").config
+    assert copy.config["quantization_config"]["bnb_4bit_quant_storage"] == "bfloat16"  # FSDP cuts them
 
 
 def test_linear_experts_compute_what_fused_ones_do():

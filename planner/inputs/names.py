@@ -81,6 +81,10 @@ class Variant(NamedTuple):
             found["bits"] = 8
         if "unsloth" in self.stored and found["quant_method"] == "bitsandbytes":
             found["llm_int8_skip_modules"] = ["layers that unsloth's dynamic quantization chose"]
+        if found["quant_method"] == "bitsandbytes" and "bf16" in self.other:
+            # axolotl's copies (-bnb-nf4-bf16), which its tests/e2e/multigpu/test_llama.py (0.19,
+            # test_fsdp_qlora_prequant_packed) cuts with FSDP: that joins floating tensors alone
+            found["bnb_4bit_quant_storage"] = "bfloat16"
         return found
 
     @property
