@@ -17,8 +17,9 @@ import pytest
 from hypothesis import settings
 
 settings.register_profile("ci", derandomize=True, deadline=None)
-if os.environ.get("CI"):  # the same examples on every day: what fails there fails here, with CI=1
-    settings.load_profile("ci")
+settings.register_profile("local", deadline=None)
+# the same examples on every day: what fails there fails here, with CI=1
+settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
 @pytest.fixture(autouse=True)

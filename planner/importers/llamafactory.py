@@ -86,10 +86,6 @@ RULES: dict[str, Rule] = {
     "use_unsloth_gc": use("_unsloth_gc", flag, "saved hidden states go to the host"),
     "enable_liger_kernel": use("_liger", flag, "Liger's loss and kernels"),
     "upcast_layernorm": use("_norms", flag),
-    **{
-        name: not_modelled(NEW_ROWS, errs="low")
-        for name in ("add_tokens", "add_special_tokens", "new_special_tokens_config")
-    },
     "freeze_trainable_layers": use("trainable_layers", integer),
     "packing": use("_packing", flag),
     "neat_packing": use("_neat", flag, "several documents in one row, with a block mask"),
