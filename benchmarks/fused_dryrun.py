@@ -7,23 +7,17 @@ datasets, triton and liger-kernel; nothing here runs on a GPU.
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from script_runs import HEADER, bytes_of, command, error, summary, table
+from script_runs import HEADER, Bytes, ScriptCase, bytes_of, command, error, over_stubs, summary, table
 from tasks_scripts import HEAD
 
 from memplan.planner.formula.engine import plan, replay_of
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import Setup, resolve
 from memplan.planner.tables.fused_kernels import DEFAULT, FUSED_KERNELS, LIGER, PATCHED
-from memplan.planner.tables.gpus import find_gpu
-from memplan.planner.tables.units import MIB
-from memplan.profiler.dryrun.rehearse import Rehearsal, rehearse
 
 KEPT = Path(__file__).with_suffix(".json")
 GPUS = ("a100-80gb", "rtx-4090")
@@ -75,44 +69,14 @@ SHAPES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One script on one GPU."""
-
-    script: str
-    model: str
-    method: str
-    batch: int
-    tokens: int
-    checkpoints: bool
-    gpu: str
-
-    @property
-    def label(self) -> str:
-        """The case's name in the file of results."""
-        kept = "checkpoints" if self.checkpoints else "none"
-        return f"{self.script} {self.model} {self.method} b{self.batch} s{self.tokens} {kept} {self.gpu}"
+class Case(ScriptCase):
+    """A script that turns on kernels."""
 
     def setup(self, fused: bool = True) -> Setup:
         """What the script says, as memplan's options have it; not `fused`: without the kernels."""
-        adapters = {} if self.method == "full" else {"rank": 16, "alpha": 32, "dropout": 0.05}
-        _, said, kernels = SCRIPTS[self.script]
-        return resolve(
-            {
-                "method": self.method,
-                "micro_batch": self.batch,
-                "sequence_length": self.tokens,
-                "checkpointing": "non_reentrant" if self.checkpoints else "none",
-                "weight_dtype": "bfloat16",
-                "compute_dtype": "bfloat16",
-                "gpu": self.gpu,
-                "torch": "2.14",
-                **({"targets": ("all-linear",)} if adapters else {}),
-                **adapters,
-                **said,
-                "fused_kernels": kernels if fused else (),
-            }
-        )
+        _, recipe, kernels = SCRIPTS[self.script]
+        adapters = {} if self.method == "full" else {"targets": ("all-linear",)}
+        return resolve({**self.said, **adapters, **recipe, "fused_kernels": kernels if fused else ()})
 
 
 def cases() -> Iterator[Case]:
@@ -120,17 +84,9 @@ def cases() -> Iterator[Case]:
     yield from (Case(*shape, gpu) for gpu in GPUS for shape in SHAPES)
 
 
-def dry_run(case: Case, python: str) -> dict[str, int]:
+def dry_run(case: Case, python: str) -> Bytes:
     """Peak allocated and reserved bytes of the script, over stub libraries."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "config.json").write_text(json.dumps(find(case.model).config))
-        (folder / "train.py").write_text(HEAD + SCRIPTS[case.script][0])
-        sizes = tuple(map(str, (case.batch, case.tokens, int(case.checkpoints))))
-        words = ("python", str(folder / "train.py"), name, case.method, *sizes)
-        request = Rehearsal(words, find_gpu(case.gpu), python=python, random_weights=True)
-        found = rehearse(request).observation
-    return bytes_of(found)
+    return over_stubs(case, dict(find(case.model).config), HEAD + SCRIPTS[case.script][0], python)
 
 
 def predictions(case: Case) -> dict[str, dict[str, int]]:
@@ -199,13 +155,7 @@ def page(kept: dict[str, Any]) -> str:
     for case in judged:
         entry = kept[case.label]
         cells = (
-            case.script,
-            case.model,
-            case.method,
-            f"{case.batch} x {case.tokens}",
-            "yes" if case.checkpoints else "no",
-            case.gpu,
-            f"{entry['dry_run']['allocated_bytes'] / MIB:,.1f}",
+            *case.cells(entry),
             *(f"{error(entry, engine):+.2%}" for engine in ("trace", "formula", "blocks")),
             *(f"{error(entry, engine, 'reserved_bytes'):+.2%}" for engine in ("trace", "formula")),
             f"{error(entry, 'without'):+.1%}",

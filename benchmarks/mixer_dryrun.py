@@ -8,8 +8,6 @@ trl, datasets, bitsandbytes, triton and flash-linear-attention; nothing here run
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +15,12 @@ from time import process_time
 from typing import Any
 
 from fused_dryrun import _SFT, _TRAINER, GPUS
-from script_runs import bytes_of, command, error, summary, table
+from script_runs import Bytes, ScriptCase, bytes_of, command, error, over_stubs, summary, table
 from tasks_scripts import HEAD
 
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import Setup, resolve
-from memplan.planner.tables.gpus import find_gpu
 from memplan.planner.tables.mixer_kernels import FAMILIES, MIXER_KERNELS
-from memplan.planner.tables.units import MIB
-from memplan.profiler.dryrun.rehearse import Rehearsal, rehearse
 
 KERNELS = ("fla", "causal-conv1d")
 KEPT = Path(__file__).with_suffix(".json")
@@ -57,17 +52,10 @@ CONVOLVED = (SHAPES[0], SHAPES[1])
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """One script on one GPU."""
+class Case(ScriptCase):
+    """A script that may have causal-conv1d beside fla."""
 
-    script: str
-    model: str
-    method: str
-    batch: int
-    tokens: int
-    checkpoints: bool
-    gpu: str
-    convolves: bool = False  # with causal-conv1d beside fla
+    convolves: bool = False
 
     @property
     def label(self) -> str:
@@ -83,22 +71,9 @@ class Case:
     def setup(self, kernels: bool = True) -> Setup:
         """What the script says, as memplan's options have it; not `kernels`: in plain torch."""
         taken = KERNELS if self.convolves else KERNELS[:1]
-        adapters = {"rank": 16, "alpha": 32, "dropout": 0.05, "targets": ("all-linear",)}
-        return resolve(
-            {
-                "method": self.method,
-                "recipe": SCRIPTS[self.script][1],
-                "micro_batch": self.batch,
-                "sequence_length": self.tokens,
-                "checkpointing": "non_reentrant" if self.checkpoints else "none",
-                "weight_dtype": "bfloat16",
-                "compute_dtype": "bfloat16",
-                "gpu": self.gpu,
-                "torch": "2.14",
-                "mixer_kernels": taken if kernels else (),
-                **({} if self.method == "full" else adapters),
-            }
-        )
+        adapters = {} if self.method == "full" else {"targets": ("all-linear",)}
+        recipe = {"recipe": SCRIPTS[self.script][1], "mixer_kernels": taken if kernels else ()}
+        return resolve({**self.said, **adapters, **recipe})
 
 
 def cases() -> Iterator[Case]:
@@ -107,17 +82,9 @@ def cases() -> Iterator[Case]:
     yield from (Case(*shape, GPUS[0], True) for shape in CONVOLVED)
 
 
-def dry_run(case: Case, python: str) -> dict[str, int]:
+def dry_run(case: Case, python: str) -> Bytes:
     """Peak allocated and reserved bytes of the script, over stub libraries."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "config.json").write_text(json.dumps(case.config))
-        (folder / "train.py").write_text(HEAD + SCRIPTS[case.script][0])
-        sizes = tuple(map(str, (case.batch, case.tokens, int(case.checkpoints))))
-        words = ("python", str(folder / "train.py"), name, case.method, *sizes)
-        request = Rehearsal(words, find_gpu(case.gpu), python=python, random_weights=True)
-        found = rehearse(request).observation
-    return bytes_of(found)
+    return over_stubs(case, case.config, HEAD + SCRIPTS[case.script][0], python)
 
 
 def predictions(case: Case) -> dict[str, dict[str, int]]:
@@ -218,14 +185,11 @@ def page(kept: dict[str, Any]) -> str:
     for case in judged:
         entry = kept[case.label]
         layers = SMALLER.get(case.model, {}).get("num_hidden_layers")
+        script, model, *others = case.cells(entry)
         cells = (
-            case.script + (", *conv*" if case.convolves else ""),
-            case.model + (f", {layers} layers" if layers else ""),
-            case.method,
-            f"{case.batch} x {case.tokens}",
-            "yes" if case.checkpoints else "no",
-            case.gpu,
-            f"{entry['dry_run']['allocated_bytes'] / MIB:,.1f}",
+            script + (", *conv*" if case.convolves else ""),
+            model + (f", {layers} layers" if layers else ""),
+            *others,
             f"{error(entry, 'trace'):+.3%}",
             f"{error(entry, 'trace', 'reserved_bytes'):+.2%}",
             f"{error(entry, 'without'):+.1%}" if "without" in entry else "",

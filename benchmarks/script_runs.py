@@ -1,15 +1,21 @@
-"""What the benchmarks of dry-run scripts share: their file of results, the columns of their pages and their
-command line.
+"""What the benchmarks of dry-run scripts share: their cases, their file of results, the columns of their
+pages and their command line.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from memplan.planner.tables.gpus import find_gpu
+from memplan.planner.tables.units import MIB
+from memplan.profiler.dryrun.rehearse import Rehearsal, rehearse
 
 HEADER = (
     "model",
@@ -27,6 +33,64 @@ HEADER = (
 """Columns behind the first."""
 
 Bytes = dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptCase:
+    """One script on one GPU."""
+
+    script: str
+    model: str
+    method: str
+    batch: int
+    tokens: int
+    checkpoints: bool
+    gpu: str
+
+    @property
+    def label(self) -> str:
+        """The case's name in the file of results."""
+        kept = "checkpoints" if self.checkpoints else "none"
+        return f"{self.script} {self.model} {self.method} b{self.batch} s{self.tokens} {kept} {self.gpu}"
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """Setup fields that every script says."""
+        return {
+            "method": self.method,
+            "micro_batch": self.batch,
+            "sequence_length": self.tokens,
+            "checkpointing": "non_reentrant" if self.checkpoints else "none",
+            "weight_dtype": "bfloat16",
+            "compute_dtype": "bfloat16",
+            "gpu": self.gpu,
+            "torch": "2.14",
+            **({} if self.method == "full" else {"rank": 16, "alpha": 32, "dropout": 0.05}),
+        }
+
+    def cells(self, entry: dict[str, Any]) -> tuple[str, ...]:
+        """The first columns of the case's row (HEADER), up to the dry run's."""
+        return (
+            self.script,
+            self.model,
+            self.method,
+            f"{self.batch} x {self.tokens}",
+            "yes" if self.checkpoints else "no",
+            self.gpu,
+            f"{entry['dry_run']['allocated_bytes'] / MIB:,.1f}",
+        )
+
+
+def over_stubs(case: ScriptCase, config: dict[str, Any], script: str, python: str) -> Bytes:
+    """Peak allocated and reserved bytes of a script and a config.json, over stub libraries."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "train.py").write_text(script)
+        sizes = tuple(map(str, (case.batch, case.tokens, int(case.checkpoints))))
+        words = ("python", str(folder / "train.py"), name, case.method, *sizes)
+        request = Rehearsal(words, find_gpu(case.gpu), python=python, random_weights=True)
+        return bytes_of(rehearse(request).observation)
 
 
 def bytes_of(found: Any) -> Bytes:

@@ -9,23 +9,17 @@ peft, trl, datasets, bitsandbytes, triton, einops, and the Python files of mamba
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fused_dryrun import _SFT, _TRAINER, GPUS
-from script_runs import HEADER, bytes_of, command, error, summary, table
+from script_runs import HEADER, Bytes, ScriptCase, bytes_of, command, error, over_stubs, summary, table
 from tasks_scripts import HEAD
 
 from memplan.planner.inputs.models import find
 from memplan.planner.inputs.setup import Setup, resolve
-from memplan.planner.tables.gpus import find_gpu
 from memplan.planner.tables.mixer_kernels import LOOPED, STATE_SPACES
-from memplan.planner.tables.units import MIB
-from memplan.profiler.dryrun.rehearse import Rehearsal, rehearse
 
 KEPT = Path(__file__).with_suffix(".json")
 BEFORE = f"""
@@ -63,23 +57,8 @@ SHAPES = (
 """TRL 1.16 reads num_experts of whatever config has experts, and so fails on Granite's."""
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One script on one GPU."""
-
-    script: str
-    model: str
-    method: str
-    batch: int
-    tokens: int
-    checkpoints: bool
-    gpu: str
-
-    @property
-    def label(self) -> str:
-        """The case's name in the file of results."""
-        kept = "checkpoints" if self.checkpoints else "none"
-        return f"{self.script} {self.model} {self.method} b{self.batch} s{self.tokens} {kept} {self.gpu}"
+class Case(ScriptCase):
+    """A script whose model may be made smaller."""
 
     @property
     def config(self) -> dict[str, Any]:
@@ -89,22 +68,9 @@ class Case:
     @property
     def setup(self) -> Setup:
         """What the script says, as memplan's options have it."""
-        adapters = {"rank": 16, "alpha": 32, "dropout": 0.05, "targets": TARGETS}
-        return resolve(
-            {
-                "method": self.method,
-                "recipe": SCRIPTS[self.script][1],
-                "micro_batch": self.batch,
-                "sequence_length": self.tokens,
-                "checkpointing": "non_reentrant" if self.checkpoints else "none",
-                "weight_dtype": "bfloat16",
-                "compute_dtype": "bfloat16",
-                "gpu": self.gpu,
-                "torch": "2.14",
-                "mixer_kernels": STATE_SPACES,
-                **({} if self.method == "full" else adapters),
-            }
-        )
+        adapters = {} if self.method == "full" else {"targets": TARGETS}
+        recipe = {"recipe": SCRIPTS[self.script][1], "mixer_kernels": STATE_SPACES}
+        return resolve({**self.said, **adapters, **recipe})
 
 
 def cases() -> Iterator[Case]:
@@ -112,18 +78,10 @@ def cases() -> Iterator[Case]:
     yield from (Case(*shape, gpu) for shape in SHAPES for gpu in GPUS)
 
 
-def dry_run(case: Case, python: str) -> dict[str, int]:
+def dry_run(case: Case, python: str) -> Bytes:
     """Peak allocated and reserved bytes of the script, over stub libraries."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "config.json").write_text(json.dumps(case.config))
-        script = SCRIPTS[case.script][0].replace('lora("CAUSAL_LM")', f'lora("CAUSAL_LM", {list(TARGETS)})')
-        (folder / "train.py").write_text(BEFORE + HEAD + script)
-        sizes = tuple(map(str, (case.batch, case.tokens, int(case.checkpoints))))
-        words = ("python", str(folder / "train.py"), name, case.method, *sizes)
-        request = Rehearsal(words, find_gpu(case.gpu), python=python, random_weights=True)
-        found = rehearse(request).observation
-    return bytes_of(found)
+    script = SCRIPTS[case.script][0].replace('lora("CAUSAL_LM")', f'lora("CAUSAL_LM", {list(TARGETS)})')
+    return over_stubs(case, case.config, BEFORE + HEAD + script, python)
 
 
 def predictions(case: Case) -> dict[str, dict[str, int]]:
@@ -182,13 +140,7 @@ def page(kept: dict[str, Any]) -> str:
     for case in judged:
         entry = kept[case.label]
         cells = (
-            case.script,
-            case.model,
-            case.method,
-            f"{case.batch} x {case.tokens}",
-            "yes" if case.checkpoints else "no",
-            case.gpu,
-            f"{entry['dry_run']['allocated_bytes'] / MIB:,.1f}",
+            *case.cells(entry),
             f"{error(entry, 'trace'):+.2%}",
             f"{error(entry, 'trace', 'reserved_bytes'):+.2%}",
         )
