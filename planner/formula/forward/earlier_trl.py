@@ -39,22 +39,9 @@ def scored(w: Context, hidden: Tensor) -> tuple[Tensor, list[Tensor]]:
         each = token_scores.selected(w, part_of(t, logits, (*tokens, logits.shape[-1])))
         if w.setup.trl >= KERNEL_SINCE:
             kept.append(t.alloc("entropy of a token", tokens, "float32", "a metric"))
-            return _rows(w, each), kept
+            return token_scores.summed(w, each), kept
         mask = t.alloc("scored tokens", tokens, "bool", "which are completions")
         return token_scores.rows_of(w, each, mask), kept
-
-
-def _rows(w: Context, each: Tensor) -> Tensor:
-    """(N,) sums of (N, T): the kernel has masked them, and makes their expanded gradient contiguous."""
-    tokens = each.shape
-    return w.t.op(
-        "sum",
-        (each,),
-        (w.batch,),
-        "float32",
-        name="log-probabilities of rows",
-        backward=lambda t, n, g: [t.alloc("gradient of log-probabilities", tokens, "float32", "expanded")],
-    )
 
 
 def metrics(w: Context, logits: Tensor, held: list[Tensor]) -> None:

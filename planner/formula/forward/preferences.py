@@ -11,6 +11,7 @@ from memplan.planner.formula.forward import earlier_trl, whole_logits
 from memplan.planner.formula.forward.context import Context
 from memplan.planner.formula.forward.decoder import Decoder, Guard
 from memplan.planner.formula.forward.fused_losses import log_probabilities
+from memplan.planner.formula.forward.token_scores import summed
 from memplan.planner.formula.parameters import ParameterTable, S, reference_of
 from memplan.planner.formula.sharding.plan import StrategyHooks
 from memplan.planner.formula.tape.ops import Grads, unary
@@ -37,15 +38,7 @@ def scored(w: Context, hidden: Tensor) -> tuple[Tensor, list[Tensor]]:
         t.alloc("most likely tokens", tokens, "bool", "a metric"),
         t.alloc("scored tokens", tokens, "bool", "which are completions"),
     ]
-    rows = t.op(
-        "sum",
-        (each,),
-        (w.batch,),
-        "float32",
-        name="log-probabilities of rows",
-        backward=lambda t, n, g: [t.alloc("gradient of log-probabilities", tokens, "float32", "expanded")],
-    )
-    return rows, [*kept, each]
+    return summed(w, each), [*kept, each]
 
 
 def divergence(w: Context, guard: Guard, ids: Tensor) -> list[Tensor]:

@@ -26,6 +26,19 @@ def selected(w: Context, given: Tensor, *saved: Tensor) -> Tensor:
     return (_of_sums if given.dtype == "float32" else _of_softmax)(w, given)
 
 
+def summed(w: Context, each: Tensor) -> Tensor:
+    """(N,) sums of (N, T) that are masked already; their gradient is expanded and made contiguous."""
+    tokens = each.shape
+    return w.t.op(
+        "sum",
+        (each,),
+        (w.batch,),
+        "float32",
+        name="log-probabilities of rows",
+        backward=lambda t, n, g: [t.alloc("gradient of log-probabilities", tokens, "float32", "expanded")],
+    )
+
+
 def _half(w: Context, given: Tensor) -> tuple[Sized, ...]:
     return (ceil_div(w.batch, 2), *given.shape[1:])
 
