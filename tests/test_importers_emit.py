@@ -49,7 +49,9 @@ def test_a_stacks_own_setup_comes_back_whole(stack, fields):
     imported = read_document(parse(emitted.text, "a.yaml"), FORMATS[stack], "a.yaml")
     back = resolve(imported=imported.fields)
     assert imported.model == "meta-llama/Llama-3.1-8B"
-    assert all(getattr(back, name) == getattr(setup, name) for name in FIELDS if name not in UNSAID)
+    assert back.images in ((), ("none",))  # axolotl: a file without a processor is of text
+    said = [name for name in FIELDS if name not in (*UNSAID, "images")]
+    assert all(getattr(back, name) == getattr(setup, name) for name in said)
 
 
 def test_what_a_stack_cannot_say_is_named():

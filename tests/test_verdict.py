@@ -86,7 +86,7 @@ def test_an_unverified_gpu_never_says_fits(capsys):
 def test_what_a_file_asks_for_and_is_not_counted_has_no_verdict(tmp_path, capsys):
     file = tmp_path / "axolotl.yaml"
     file.write_text(
-        "base_model: google/gemma-2-2b\nsequence_len: 1024\nmicro_batch_size: 1\nrl: kto\n"
+        "base_model: google/gemma-2-2b\nsequence_len: 1024\nmicro_batch_size: 1\nrl: ebft\n"
         "datasets: [{path: mine, type: chat_template.default}]\n"
     )
     assert run([str(file), "--json"]) == 0

@@ -264,12 +264,11 @@ def emit_config(stack: str, model: Model, setup: Setup) -> Emitted:
 
 def _settled(stack: str, setup: Setup) -> tuple[str, ...]:
     """What is not compared: an adapter's file says nothing of the loop, and its `lora` is also the adapter of
-    qlora; adapters in float32 are not upcast again.
+    qlora; adapters in float32 are not upcast again; where no pictures are said a file has none.
     """
     if stack != "peft":
-        return (
-            (*UNSAID, "trainable_dtype") if _adapters(setup) and setup.adapter_dtype == "float32" else UNSAID
-        )
+        upcast = ("trainable_dtype",) if _adapters(setup) and setup.adapter_dtype == "float32" else ()
+        return (*UNSAID, *upcast, *(() if setup.images else ("images",)))
     adapted = ("rank", "alpha", "dropout", "targets", "target_parameters", "layers_to_transform")
     said = (*adapted, "modules_to_save", "init_rank", "target_rank")
     return tuple(name for name in FIELDS if name not in said)

@@ -86,7 +86,7 @@ Trainer(
         max_steps=3,
         report_to=[],
         save_strategy="no",
-        gradient_checkpointing=bool(checkpoints),
+        activation_checkpointing=bool(checkpoints),
         bf16=True,
         remove_unused_columns=False,
     ),
