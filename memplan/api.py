@@ -319,17 +319,17 @@ def traced_alone(model: Model, setup: Setup) -> bool:
     """
     from memplan.planner.inputs.families.table import FAMILIES, language_part
 
-    if setup.checkpoint_quant not in ("none", *NO_BITS):  # no trace runs these formats' kernels
-        return language_part(model.config).get("model_type") not in FAMILIES and unknown_family(model)
+    packed = setup.checkpoint_quant not in ("none", *NO_BITS)  # whose kernels no trace runs
+    kind = language_part(model.config).get("model_type")
     if unknown_family(model):
-        return True
+        return not packed or kind not in FAMILIES
     from memplan.planner.formula.lacking import lacking
 
     if setup.adapter is not None or not lacking(model.spec(), setup):
         return False
     from memplan.planner.run.extras import has_causal_model
 
-    return has_causal_model(str(language_part(model.config).get("model_type")))
+    return has_causal_model(str(kind))
 
 
 def fit_by_trace(model: Model, setup: Setup, gpu: Gpu, **options: Any) -> Fit:
