@@ -34,6 +34,9 @@ REFUSALS = {
         "Gemma3nTextAltUp.correct multiplies by correction_coefs.weight itself, which bitsandbytes has "
         "packed into 4 bits: axolotl 0.19 loaders/model.py spares no module of this class"
     ),
+    "adamw_bnb_8bit cannot step under FSDP2": (
+        "axolotl 0.19 utils/schemas/validation.py check_fsdp2_w_8bit_optimizer raises a ValueError"
+    ),
 }
 """Words of our message, and how it is known that the run stops the same way in axolotl."""
 
@@ -41,9 +44,9 @@ REFUSALS = {
 def outcome(path: Path, keys: Counter[str]) -> str:
     """ANSWERED, AT_LEAST, NOT_ANSWERED or REFUSED and why, OTHER, or FOR_THE_TRACE."""
     from memplan import api
+    from memplan.cli.subject import read_subject
     from memplan.planner.formula.lacking import lacking
     from memplan.planner.importers.changed import applied
-    from memplan.planner.importers.choices import runs_instead
     from memplan.planner.importers.files import read_training_file
     from memplan.planner.inputs.models import find
     from memplan.planner.tables.errors import MemplanError, NetworkError, UsageError
@@ -64,15 +67,13 @@ def outcome(path: Path, keys: Counter[str]) -> str:
     if api.unknown_family(model):
         return FOR_THE_TRACE
     try:
-        model, setup = api.request(model, imported=imported.fields)
-        spec = model.spec()
-        if lacking(spec, setup):
+        subject = read_subject(str(path), {})
+        if lacking(subject.model.spec(), subject.setup):
             return FOR_THE_TRACE
-        setup = runs_instead(imported, setup, spec)
-        found = api.predict(model, setup, None)
+        found = subject.annotate(subject.predict(subject.setup))
     except MemplanError as error:
         return unanswered(str(error))
-    return AT_LEAST if imported.not_modelled() or found.not_modelled else ANSWERED
+    return AT_LEAST if found.not_modelled else ANSWERED
 
 
 def unanswered(message: str) -> str:
