@@ -117,7 +117,7 @@ def test_what_fsdp1_cannot_flatten_is_refused_and_what_it_can_is_chosen() -> Non
     chosen = resolve(FIELDS)
     assert (chosen.quant_storage, chosen.kbit_prepare) == ("bfloat16", False)
     for asked in ({"quant_storage": "uint8"}, {"kbit_prepare": True}):
-        with pytest.raises(UsageError, match="FSDP1 joins.*kbit_prepare=false"):
+        with pytest.raises(UsageError, match="FSDP1 flattens.*kbit_prepare=false"):
             memplan.plan("llama-7b", resolve({**FIELDS, **asked}))
 
 

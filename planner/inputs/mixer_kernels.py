@@ -25,14 +25,15 @@ def warnings(model_type: str, setup: Any) -> Iterator[str]:
     lacking = [name for name in _looked_for(model_type) if name not in setup.mixer_kernels]
     if "fla" in lacking and setup.device == "cuda":
         yield (
-            "linear attention is traced as plain torch runs it, where flash-linear-attention is not "
-            "installed: slower, and other tensors; with it: --set mixer_kernels=fla, and with causal-conv1d "
-            "too: --set mixer_kernels=fla,causal-conv1d"
+            "assuming that flash-linear-attention is not installed, so that plain PyTorch runs linear "
+            "attention and saves other tensors; if it is installed, use --set mixer_kernels=fla (with "
+            "causal-conv1d: --set mixer_kernels=fla,causal-conv1d)"
         )
     if "mamba-ssm" in lacking and setup.device == "cuda":
         yield (
-            "the scan of state spaces is traced as plain torch runs it, where mamba-ssm and causal-conv1d "
-            f"are not installed: it keeps more; with them: --set mixer_kernels={','.join(STATE_SPACES)}"
+            "assuming that mamba-ssm and causal-conv1d are not installed, so that plain PyTorch runs the "
+            "state-space scan and saves more tensors; if they are installed, use "
+            f"--set mixer_kernels={','.join(STATE_SPACES)}"
         )
 
 

@@ -78,9 +78,9 @@ def _impossible(s: Setup) -> Iterator[tuple[bool, str]]:
         and s.fsdp_version == 1
         and s.quant_type in FOUR_BIT
         and (s.quant_storage == "uint8" or s.kbit_prepare),
-        "FSDP1 joins a layer's tensors in one of a floating dtype, and torch stops the run at packed weights "
-        f"stored as {s.quant_storage} beside others: set quant_storage={wide} and kbit_prepare=false, or "
-        "--parallel fsdp2",
+        "FSDP1 flattens a layer's parameters into one floating-point tensor, so PyTorch raises an error for "
+        f"4-bit weights stored as {s.quant_storage}: use --set quant_storage={wide} and --set "
+        "kbit_prepare=false, or --parallel fsdp2",
     )
     yield (
         s.parallel == "zero3" and s.quant_type != "none" and storage != wide,
